@@ -1,0 +1,1 @@
+"""The compiler: capture, plan, rewrite, prove, emit and report neural networks."""
