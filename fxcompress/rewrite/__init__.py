@@ -1,0 +1,43 @@
+"""The only way to change a Program: GraphRewriter, its typed edits, and pattern rules."""
+
+from typing import TYPE_CHECKING
+
+from fxcompress._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from fxcompress.rewrite.edits import AddNode as AddNode
+    from fxcompress.rewrite.edits import AddTensor as AddTensor
+    from fxcompress.rewrite.edits import ChangeNode as ChangeNode
+    from fxcompress.rewrite.edits import Declined as Declined
+    from fxcompress.rewrite.edits import Edit as Edit
+    from fxcompress.rewrite.edits import RemoveNode as RemoveNode
+    from fxcompress.rewrite.edits import RemoveTensor as RemoveTensor
+    from fxcompress.rewrite.edits import SetModule as SetModule
+    from fxcompress.rewrite.edits import SetTensor as SetTensor
+    from fxcompress.rewrite.patterns import Findings as Findings
+    from fxcompress.rewrite.patterns import Match as Match
+    from fxcompress.rewrite.patterns import MatchResult as MatchResult
+    from fxcompress.rewrite.patterns import Pattern as Pattern
+    from fxcompress.rewrite.patterns import Rule as Rule
+    from fxcompress.rewrite.patterns import anything as anything
+    from fxcompress.rewrite.patterns import apply_rules as apply_rules
+    from fxcompress.rewrite.patterns import find as find
+    from fxcompress.rewrite.patterns import op as op
+    from fxcompress.rewrite.rewriter import GraphRewriter as GraphRewriter
+
+_EDITS = (
+    "AddNode", "AddTensor", "ChangeNode", "Declined", "Edit", "RemoveNode", "RemoveTensor",
+    "SetModule", "SetTensor",
+)  # fmt: skip
+_PATTERNS = (
+    "Findings", "Match", "MatchResult", "Pattern", "Rule", "anything", "apply_rules", "find", "op",
+)  # fmt: skip
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "GraphRewriter": "rewriter",
+        **dict.fromkeys(_EDITS, "edits"),
+        **dict.fromkeys(_PATTERNS, "patterns"),
+    },
+)

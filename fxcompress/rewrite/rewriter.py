@@ -1,0 +1,417 @@
+"""GraphRewriter: the only thing that changes a Program."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import fx, nn
+
+from fxcompress.errors import PassError
+from fxcompress.ir.naming import node_ids
+from fxcompress.ir.ops import op_name
+from fxcompress.ir.program import Program
+from fxcompress.rewrite._finish import finish
+from fxcompress.rewrite._modules import ModuleTree
+from fxcompress.rewrite.edits import Declined, Edit
+
+__all__ = ["GraphRewriter"]
+
+Scope = tuple[tuple[str, str], ...]
+
+
+class GraphRewriter:
+    """Change a copy of a Program, and know exactly what was changed.
+
+    The Program given is never written: modules are copied when they are first changed, tensors are
+    replaced and never written in place. `finish` returns the new Program; `edits` is what then
+    differs, derived by comparing the two, and a difference that no method here made is an error.
+
+    Ids are those of `fxcompress.ir.node_ids`; a node keeps the id it had in the Program given for
+    as long as the rewriter works, so that decisions can name nodes.
+
+    Args:
+        program: What to start from.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.before = program
+        self._program = program.copy()
+        self.tree = ModuleTree(self._program.module, program.module)
+        ids = node_ids(program)
+        self._ids = {
+            new: ids[old] for old, new in zip(program.nodes, self._program.nodes, strict=True)
+        }
+        self._by_id = {name: node for node, name in self._ids.items()}
+        self.origin = {
+            new: old for old, new in zip(program.nodes, self._program.nodes, strict=True)
+        }
+        self.touched_nodes: set[fx.Node] = set()
+        self.touched_modules: set[str] = set()
+        self.touched_tensors: set[str] = set()
+        self.untied: set[str] = set()
+        self._groups = _tie_groups(program.ties)
+        self._declined: list[Declined] = []
+        self._edits: tuple[Edit, ...] | None = None
+
+    # -- reading -----------------------------------------------------------------------------
+
+    @property
+    def program(self) -> Program:
+        """The Program as it is now: read it, for instance to compute a cost."""
+        return self._program
+
+    @property
+    def module(self) -> fx.GraphModule:
+        """The module of the Program as it is now."""
+        return self._program.module
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of the Program as it is now."""
+        return self._program.graph
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What was changed. Known after `finish`."""
+        if self._edits is None:
+            self._fail("the edits are known after finish()")
+        return self._edits
+
+    @property
+    def declined(self) -> tuple[Declined, ...]:
+        """What was left as it was, with reasons."""
+        return tuple(self._declined)
+
+    def id(self, node: fx.Node) -> str:
+        """Return the node's id in the Program given; a new node gets a provisional one."""
+        known = self._ids.get(node)
+        if known is not None:
+            return known
+        if node.op == "call_module":
+            return str(node.target)
+        scope = node.meta.get("scope", ())
+        return f"{scope[-1][0] if scope else ''}/{op_name(node)}"
+
+    def node(self, node_id: str) -> fx.Node:
+        """Return the node that has this id in the Program given.
+
+        Raises:
+            PassError: There is none, or it was removed.
+        """
+        found = self._by_id.get(node_id)
+        if found is None:
+            close = difflib.get_close_matches(node_id, self._by_id, n=3)
+            self._fail(
+                f"there is no node {node_id}",
+                hint=f"close ids: {', '.join(close)}" if close else "",
+            )
+        if found._erased:
+            self._fail(f"node {node_id} was removed earlier in this rewrite")
+        return found
+
+    def nodes_of_module(self, path: str) -> tuple[fx.Node, ...]:
+        """Return the calls of a module in graph order; more than one where it is reused."""
+        return tuple(self.graph.find_nodes(op="call_module", target=path))
+
+    users_of_module = nodes_of_module
+
+    def get_module(self, path: str) -> nn.Module:
+        """Return a module, to read.
+
+        Raises:
+            PassError: There is none of that name.
+        """
+        module = self.tree.find(path)
+        if module is None:
+            self._fail(f"there is no module {path}")
+        return module
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        """Return a parameter or buffer as a plain tensor, to read: never write it in place.
+
+        Raises:
+            PassError: There is none of that name.
+        """
+        tensor = self.tree.tensor(name)
+        if tensor is None:
+            self._fail(f"there is no parameter or buffer {name}")
+        return tensor.detach()
+
+    def tied(self, name: str) -> tuple[str, ...]:
+        """Return every name of the tensor `name`, itself included."""
+        return self._groups.get(name, (name,))
+
+    # -- nodes -------------------------------------------------------------------------------
+
+    def call_module(
+        self,
+        path: str,
+        module: nn.Module | None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        after: fx.Node | None = None,
+        before: fx.Node | None = None,
+        scope: Scope | None = None,
+    ) -> fx.Node:
+        """Add a call of a module; `module=None` calls the one that is there already.
+
+        Raises:
+            PassError: The path is taken, or with `module=None` there is none.
+        """
+        if module is None:
+            self.get_module(path)
+        elif self.tree.find(path) is not None or self.tree.tensor(path) is not None:
+            self._fail(f"{path} is taken", hint=f"use rewriter.fresh_path({path!r})")
+        else:
+            self.tree.set(path, module.train(self.module.training))
+            self.touched_modules.add(path)
+        return self._insert("call_module", path, args, kwargs, after, before, scope)
+
+    def call_function(
+        self,
+        target: Callable[..., Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        after: fx.Node | None = None,
+        before: fx.Node | None = None,
+        scope: Scope | None = None,
+    ) -> fx.Node:
+        """Add a call of a function, in its canonical spelling."""
+        return self._insert("call_function", target, args, kwargs, after, before, scope)
+
+    def call_method(
+        self,
+        target: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        after: fx.Node | None = None,
+        before: fx.Node | None = None,
+        scope: Scope | None = None,
+    ) -> fx.Node:
+        """Add a call of a tensor method; `args[0]` is the tensor."""
+        return self._insert("call_method", target, args, kwargs, after, before, scope)
+
+    def get_attr(
+        self,
+        name: str,
+        *,
+        after: fx.Node | None = None,
+        before: fx.Node | None = None,
+        scope: Scope | None = None,
+    ) -> fx.Node:
+        """Add a node that reads a parameter or buffer."""
+        self.get_tensor(name)
+        return self._insert("get_attr", name, (), None, after, before, scope)
+
+    def replace_uses(
+        self, old: fx.Node, new: fx.Node, *, only: Callable[[fx.Node], bool] | None = None
+    ) -> tuple[fx.Node, ...]:
+        """Let the users of `old` use `new`, and return them.
+
+        What `new` itself is computed from keeps `old`, so a node inserted after another may take
+        all its users.
+
+        Raises:
+            PassError: A user comes before `new` in the graph.
+        """
+        upstream = _ancestors(new)
+        users = [
+            user
+            for user in old.users
+            if user is not new and user not in upstream and (only is None or only(user))
+        ]
+        for user in users:
+            if user < new:
+                self._fail(
+                    f"{self.id(user)} cannot use {self.id(new)}",
+                    reason="it comes before it in the graph",
+                    where=self.id(old),
+                )
+            user.replace_input_with(old, new)
+        self.touched_nodes.update(users)
+        return tuple(users)
+
+    def set_args(
+        self, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Give a node other operands; `kwargs=None` keeps its keyword arguments."""
+        self._open()
+        node.args = tuple(args)
+        if kwargs is not None:
+            node.kwargs = dict(kwargs)
+        self.touched_nodes.add(node)
+
+    def remove(self, node: fx.Node) -> None:
+        """Remove a node that nothing uses any more.
+
+        Raises:
+            PassError: It has users, or is an input or the output.
+        """
+        self._open()
+        if node.op in ("placeholder", "output"):
+            self._fail(f"{self.id(node)} is part of the signature and cannot be removed")
+        if node.users:
+            users = ", ".join(self.id(user) for user in node.users)
+            self._fail(f"{self.id(node)} cannot be removed", reason=f"{users} use it")
+        self.graph.erase_node(node)
+
+    # -- modules and tensors -------------------------------------------------------------------
+
+    def fresh_path(self, path: str) -> str:
+        """Return `path`, or the first of `path_2`, `path_3`, … that is not taken."""
+        candidate, count = path, 1
+        while self.tree.find(candidate) is not None or self.tree.tensor(candidate) is not None:
+            count += 1
+            candidate = f"{path}_{count}"
+        return candidate
+
+    def set_module(self, path: str, module: nn.Module) -> None:
+        """Put another module under an existing name; every call of it is affected."""
+        self._open()
+        self.get_module(path)
+        self.tree.set(path, module.train(self.module.training))
+        self.touched_modules.add(path)
+
+    def set_tensor(self, name: str, tensor: torch.Tensor, *, tied: bool = False) -> None:
+        """Give a parameter or buffer another value; shape and dtype may change.
+
+        A parameter stays one and keeps `requires_grad` where its dtype allows.
+
+        Args:
+            name: The qualified name.
+            tensor: The new value.
+            tied: Give it to every name of a tied tensor. Without it, setting one of several tied
+                names is an error at `finish`, unless all are set or `untie` was called.
+        """
+        self._open()
+        current = self.tree.tensor(name)
+        if current is None:
+            self._fail(f"there is no parameter or buffer {name}", hint="use add_tensor")
+        value = tensor.detach()
+        if isinstance(current, nn.Parameter):
+            value = _parameter(value, trainable=current.requires_grad)
+        for each in self.tied(name) if tied else (name,):
+            self.tree.set_tensor(each, value)
+            self.touched_tensors.add(each)
+
+    def add_tensor(self, name: str, tensor: torch.Tensor, *, trainable: bool) -> None:
+        """Add a parameter (`trainable`) or a persistent buffer.
+
+        Raises:
+            PassError: The name is taken.
+        """
+        self._open()
+        if self.tree.tensor(name) is not None or self.tree.find(name) is not None:
+            self._fail(f"{name} is taken", hint="use set_tensor")
+        value = tensor.detach()
+        self.tree.add_tensor(name, _parameter(value, trainable=True) if trainable else value)
+        self.touched_tensors.add(name)
+
+    def remove_tensor(self, name: str) -> None:
+        """Remove a parameter or buffer; a leaf module's `bias` becomes None."""
+        self._open()
+        self.get_tensor(name)
+        self.tree.delete_tensor(name)
+        self.touched_tensors.add(name)
+
+    def untie(self, name: str) -> None:
+        """Declare that `name` no longer shares the tensor of its other names."""
+        self._open()
+        self.untied.add(name)
+
+    # -- outcome -------------------------------------------------------------------------------
+
+    def decline(
+        self, node: fx.Node | str, reason: str, nodes: Iterable[fx.Node | str] = ()
+    ) -> None:
+        """Record that something was left as it was, why, and the nodes that explain it."""
+        names = [each if isinstance(each, str) else self.id(each) for each in (node, *nodes)]
+        self._declined.append(Declined(node=names[0], reason=reason, because_of=tuple(names[1:])))
+
+    def propagate(self) -> None:
+        """Compute the types of what was changed so far, for a rewrite that reads its own nodes."""
+        from fxcompress.rewrite._finish import propagate_changes
+
+        propagate_changes(self)
+
+    def finish(self) -> Program:
+        """Clean up, recompute types, check, and return the new Program.
+
+        Raises:
+            PassError: Something changed that no method here changed, or a tie was broken.
+            VerifyError: The types cannot be computed: operands do not fit.
+        """
+        self._open()
+        self._program, self._edits = finish(self)
+        return self._program
+
+    def _insert(
+        self,
+        op: str,
+        target: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None,
+        after: fx.Node | None,
+        before: fx.Node | None,
+        scope: Scope | None,
+    ) -> fx.Node:
+        self._open()
+        anchor = after if after is not None else before
+        if anchor is None or (after is not None and before is not None):
+            self._fail(f"{target}: say either after= or before= which node it goes")
+        if after is not None and after.op == "placeholder":
+            # Every placeholder comes first in a graph.
+            place = self.graph.inserting_before(_first_after_placeholders(self.graph))
+        elif after is not None:
+            place = self.graph.inserting_after(after)
+        else:
+            place = self.graph.inserting_before(anchor)
+        with place:
+            node = self.graph.create_node(op, target, tuple(args), dict(kwargs or {}))
+        node.meta["scope"] = anchor.meta.get("scope", ()) if scope is None else scope
+        node.meta["source"] = anchor.meta.get("source")
+        self.touched_nodes.add(node)
+        return node
+
+    def _open(self) -> None:
+        if self._edits is not None:
+            self._fail("this rewriter has finished", hint="start another GraphRewriter")
+
+    def _fail(
+        self, what: str, *, reason: str = "", hint: str = "", where: str | None = None
+    ) -> NoReturn:
+        raise PassError(what, reason=reason, hint=hint, where=where)
+
+
+def _first_after_placeholders(graph: fx.Graph) -> fx.Node:
+    return next(node for node in graph.nodes if node.op != "placeholder")
+
+
+def _parameter(value: torch.Tensor, *, trainable: bool) -> nn.Parameter:
+    floating = value.is_floating_point() or value.is_complex()
+    return nn.Parameter(value, requires_grad=trainable and floating)
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        for each in stack.pop().all_input_nodes:
+            if each not in found:
+                found.add(each)
+                stack.append(each)
+    return found
+
+
+def _tie_groups(ties: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return name -> every name of its tensor, the canonical one first."""
+    groups: dict[str, list[str]] = {}
+    for alias, canonical in ties.items():
+        groups.setdefault(canonical, [canonical]).append(alias)
+    return {name: tuple(group) for group in groups.values() for name in group}
