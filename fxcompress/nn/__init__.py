@@ -1,0 +1,37 @@
+"""The few runtime modules that a rewritten graph may hold, beside those of `torch.nn`.
+
+Every constructor argument of a module here is an attribute of the same name, so that a module can
+be described as data and built again from it.
+"""
+
+from typing import TYPE_CHECKING
+
+from fxcompress._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from fxcompress.nn.fake_quantize import FakeQuantize as FakeQuantize
+    from fxcompress.nn.fake_quantize import affine_parameters as affine_parameters
+    from fxcompress.nn.operand import OperandConv1d as OperandConv1d
+    from fxcompress.nn.operand import OperandConv2d as OperandConv2d
+    from fxcompress.nn.operand import OperandConv3d as OperandConv3d
+    from fxcompress.nn.operand import OperandConvTranspose1d as OperandConvTranspose1d
+    from fxcompress.nn.operand import OperandConvTranspose2d as OperandConvTranspose2d
+    from fxcompress.nn.operand import OperandConvTranspose3d as OperandConvTranspose3d
+    from fxcompress.nn.operand import OperandLinear as OperandLinear
+    from fxcompress.nn.operand import take_weight_as_operand as take_weight_as_operand
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "FakeQuantize": "fake_quantize",
+        "OperandConv1d": "operand",
+        "OperandConv2d": "operand",
+        "OperandConv3d": "operand",
+        "OperandConvTranspose1d": "operand",
+        "OperandConvTranspose2d": "operand",
+        "OperandConvTranspose3d": "operand",
+        "OperandLinear": "operand",
+        "affine_parameters": "fake_quantize",
+        "take_weight_as_operand": "operand",
+    },
+)

@@ -1,0 +1,182 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from fxcompress.errors import UsageError
+from fxcompress.nn import FakeQuantize, affine_parameters
+
+KINDS = st.fixed_dictionaries(
+    {
+        "bits": st.integers(2, 16),
+        "signed": st.booleans(),
+        "symmetric": st.booleans(),
+        "narrow": st.booleans(),
+    }
+)
+VALUES = st.lists(
+    st.floats(-1e6, 1e6, width=32, allow_subnormal=False), min_size=1, max_size=40
+).map(torch.tensor)
+
+
+def fitted(x: torch.Tensor, **kind: object) -> FakeQuantize:
+    return FakeQuantize(**kind).fit(x.min(), x.max())  # type: ignore[arg-type]
+
+
+@settings(max_examples=200, deadline=None)
+@given(KINDS, VALUES)
+def test_stays_within_half_a_step_of_what_the_range_covers(kind, x):
+    fake = fitted(x, **kind)
+    y = fake(x)
+    step = fake.scale.item()
+    # The zero point is rounded, so the ends of an affine range may be clamped by half a step more.
+    slack = 0.5 if kind["symmetric"] else 1.0
+    assert (y - x).abs().max().item() <= step * slack * (1 + 1e-3) + 1e-30
+    q = fake.quantize(x)
+    assert fake.qmin <= q.min() and q.max() <= fake.qmax
+
+
+@settings(max_examples=100, deadline=None)
+@given(KINDS, VALUES)
+def test_is_idempotent_and_keeps_zero_and_order(kind, x):
+    fake = fitted(x, **kind)
+    y = fake(x)
+    assert torch.equal(fake(y), y)
+    assert fake(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+    order = x.argsort()
+    assert bool((y[order].diff() >= 0).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(KINDS, VALUES)
+def test_forward_is_the_written_formula(kind, x):
+    fake = fitted(x, **kind)
+    s, z = fake.scale, fake.zero_point
+    q = (torch.round(x / s) + z).clamp(fake.qmin, fake.qmax)
+    assert torch.equal(fake(x), (q - z) * s)
+    assert torch.equal(fake(x.clone().requires_grad_()).detach(), fake(x))
+    assert torch.equal(fake.quantize(x).float(), q)
+
+
+@given(st.integers(2, 16), st.booleans(), st.booleans())
+def test_integers_fit_their_storage(bits, signed, narrow):
+    fake = FakeQuantize(bits, signed=signed, narrow=narrow)
+    info = torch.iinfo(fake.dtype)
+    assert info.min <= fake.qmin < fake.qmax <= info.max
+    assert fake.qmax - fake.qmin + 1 == 2**bits - narrow
+
+
+def test_unsigned_is_signed_moved_by_half_the_range():
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    u8 = fitted(x, signed=False, symmetric=False)
+    s8 = FakeQuantize(signed=True, symmetric=False)
+    s8.scale.copy_(u8.scale)
+    s8.zero_point.copy_(u8.zero_point - 128)
+    assert torch.equal(u8(x), s8(x))
+    assert torch.equal(u8.quantize(x) - 128, s8.quantize(x))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_per_channel_equals_one_per_tensor_call_per_channel(axis):
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(axis)) * torch.tensor(
+        [0.01, 1.0, 100.0, 1.0, 3.0]
+    )
+    others = [d for d in range(3) if d != axis]
+    fake = FakeQuantize(narrow=True, axis=axis, shape=(x.shape[axis],))
+    fake.fit(x.amin(others), x.amax(others))
+    slices = [fitted(part, narrow=True)(part) for part in x.unbind(axis)]
+    assert torch.equal(fake(x), torch.stack(slices, axis))
+
+
+def test_groups_are_runs_of_a_channel():
+    w = torch.randn(4, 6, 2, generator=torch.Generator().manual_seed(0))
+    runs = w.reshape(4, 3, 4)
+    fake = FakeQuantize(4, axis=0, group=4, shape=(4, 3)).fit(runs.amin(-1), runs.amax(-1))
+    alone = fitted(runs[2, 1], bits=4)(runs[2, 1])
+    assert torch.equal(fake(w).reshape(4, 3, 4)[2, 1], alone)
+
+
+def test_gradient_is_one_in_range_and_zero_where_clamped():
+    fake = FakeQuantize()
+    fake.scale.fill_(0.1)
+    x = torch.tensor([-50.0, -12.8, -1.0, 0.0, 12.7, 12.8], requires_grad=True)
+    fake(x).sum().backward()
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_dead_channels_get_a_safe_scale():
+    scale, zero_point = affine_parameters(
+        torch.zeros(2), torch.tensor([0.0, 1e-38]), qmin=-127, qmax=127, symmetric=True
+    )
+    assert scale.tolist() == [1.0, 1.0]
+    assert zero_point.tolist() == [0, 0]
+
+
+def test_a_constant_is_kept_exactly_enough():
+    for value in (3.0, -3.0, 1e-8, 1e8):
+        x = torch.full((4,), value)
+        y = fitted(x, signed=False, symmetric=False)(x)
+        assert torch.allclose(y, x, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_its_dtype_and_computes_wide(dtype):
+    x = torch.linspace(-8, 8, 100).to(dtype)
+    fake = fitted(x.float(), bits=12)
+    assert fake(x).dtype == dtype
+    assert torch.equal(fake(x), fake(x.float()).to(dtype))
+
+
+def test_meta_and_symbolic_sizes():
+    assert FakeQuantize(axis=0, shape=(3,), device="meta")(
+        torch.empty(3, 2, device="meta")
+    ).shape == (3, 2)
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    x = mode.from_tensor(torch.randn(5, 3))
+    y = FakeQuantize(axis=1, shape=(3,))(x)
+    assert y.shape == x.shape
+    assert isinstance(y.shape[0], torch.SymInt)
+
+
+def test_exports_without_specialising_the_batch():
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 3)
+            self.fake = FakeQuantize()
+
+        def forward(self, x):
+            return self.fake(self.linear(x))
+
+    model = Wrapper().eval()
+    exported = torch.export.export(
+        model, (torch.randn(4, 3),), dynamic_shapes=({0: torch.export.Dim("n")},)
+    )
+    x = torch.randn(7, 3)
+    assert torch.equal(exported.module()(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bits": 1}, "1 bits"),
+        ({"bits": 17}, "17 bits"),
+        ({"group": 4}, "groups of 4"),
+        ({"axis": 0}, "needs 1 dimensions"),
+        ({"axis": 0, "group": 4, "shape": (2,)}, "needs 2 dimensions"),
+        ({"axis": 0, "group": 0, "shape": (2, 2)}, "groups of 0"),
+    ],
+)
+def test_contradictions_are_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        FakeQuantize(**arguments)
+
+
+def test_arguments_are_attributes_from_which_it_can_be_built_again():
+    fake = FakeQuantize(4, signed=False, narrow=True, axis=0, group=2, shape=(3, 5))
+    names = ("bits", "signed", "symmetric", "narrow", "axis", "group", "shape")
+    again = FakeQuantize(**{name: getattr(fake, name) for name in names})
+    again.load_state_dict(fake.state_dict())
+    assert repr(again) == repr(fake)
