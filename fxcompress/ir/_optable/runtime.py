@@ -1,0 +1,18 @@
+"""Ops of the runtime modules that a rewritten graph may hold, and of quantized arithmetic."""
+
+# fmt: off
+
+from fxcompress.ir._optable.row import row
+
+ROWS = (
+    row("fake_quant", "quantize", "input", nn="fxcompress.nn.FakeQuantize", fn=""),
+    row("drop_path", "dropout", "input", nn="fxcompress.nn.DropPath", fn=""),
+    row("stochastic_depth", "dropout", "input", nn="fxcompress.nn.StochasticDepth", fn=""),
+    row("fake_quantize_per_tensor_affine", "quantize",
+        "input scale zero_point | quant_min quant_max"),
+    row("fake_quantize_per_channel_affine", "quantize",
+        "input scale zero_point axis | quant_min quant_max"),
+    row("quantize_per_tensor", "quantize", "input scale zero_point | dtype"),
+    row("quantize_per_channel", "quantize", "input scales zero_points axis | dtype"),
+    row("dequantize", "quantize", "input"),
+)
