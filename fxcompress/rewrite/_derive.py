@@ -32,7 +32,7 @@ __all__ = ["derive_edits", "tensor_type", "value_type"]
 
 
 def derive_edits(rewriter: GraphRewriter, after: Program) -> tuple[Edit, ...]:
-    """Return every difference, in the order nodes (removed, then changed and added), modules, tensors.
+    """Return every difference: nodes (removed; then changed and added), modules, tensors.
 
     Raises:
         PassError: Something differs that no method of the rewriter changed.

@@ -87,8 +87,8 @@ def _remove_dead_nodes(graph: fx.Graph) -> None:
 def _mutates(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return (
-        node.op in ("call_function", "call_method")
-        and (name.endswith("_") and not name.startswith("__"))
+        (node.op in ("call_function", "call_method")
+        and (name.endswith("_") and not name.startswith("__")))
         or name in ("setitem", "__setitem__")
     )
 

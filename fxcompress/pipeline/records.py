@@ -1,0 +1,121 @@
+"""What a run did, as plain data: one record per pass, one for the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fxcompress.analysis import CostSummary, OutputComparison
+from fxcompress.rewrite.edits import Declined, Edit
+
+__all__ = ["FORMAT_VERSION", "PassRecord", "Proof", "RunRecord", "Versions"]
+
+FORMAT_VERSION = "1.0"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Proof(_Record):
+    """What was shown about a pass.
+
+    Attributes:
+        grade: `equal` (an exact pass whose outputs agree on the probes within the tolerance),
+            `measured` (an approximate pass: the difference is known, not bounded),
+            `structure` (a trained pass: the graph is unchanged), `unchecked` (weights without
+            values cannot be run).
+        probes: How many inputs were compared, over which batch sizes.
+        error: The largest max |Δ| / range(y) over the probes; None where nothing was run.
+        tolerance: What `error` had to stay below; None where it was only measured.
+        checks: What else held, in words.
+    """
+
+    grade: Literal["equal", "measured", "structure", "unchecked"]
+    probes: int = 0
+    error: float | None = None
+    tolerance: float | None = None
+    checks: tuple[str, ...] = ()
+
+
+class PassRecord(_Record):
+    """One pass: what it was told, decided and did, what it costs and what was shown.
+
+    Attributes:
+        index: Its place in the pipeline, from 1.
+        options: As given, defaults filled in.
+        decision: The decision without its arrays.
+        pending: What was not decided (in a run: always empty).
+        edits: Everything that changed.
+        declined: What was left as it was, and why.
+        before: Cost of the Program it was given.
+        after: Cost of the Program it made.
+        to_previous: Outputs on the probes against the Program it was given.
+        to_original: Outputs on the probes against the original.
+        seconds: Wall-clock time of decide, rewrite and checks.
+    """
+
+    index: int
+    id: str
+    use: str
+    where: str = ""
+    preserves: Literal["exact", "approximate", "trained"]
+    version: int
+    options: Mapping[str, Any]
+    decision: Mapping[str, Any]
+    pending: tuple[str, ...] = ()
+    edits: tuple[Annotated[Edit, Field()], ...] = ()
+    declined: tuple[Declined, ...] = ()
+    before: CostSummary
+    after: CostSummary
+    to_previous: OutputComparison | None = None
+    to_original: OutputComparison | None = None
+    proof: Proof
+    seconds: float = 0.0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many edits there are of each kind."""
+        found: dict[str, int] = {}
+        for edit in self.edits:
+            found[edit.kind] = found.get(edit.kind, 0) + 1
+        return found
+
+
+class Versions(_Record):
+    """The software that a run or plan was made with."""
+
+    fxcompress: str
+    torch: str
+    python: str
+
+
+class RunRecord(_Record):
+    """One run: where it came from, every pass, and how far it got.
+
+    Attributes:
+        state: `running` until the last pass is done; a killed run stays `running`.
+        spec: Digest of the spec with all it extends and names; empty when composed in code.
+        model: Digest of the original Program, structure and weights.
+        steps: The ids of all passes, done or not.
+        original: Cost of the original.
+    """
+
+    format_version: str = FORMAT_VERSION
+    name: str
+    state: Literal["running", "failed", "done"] = "running"
+    spec: str = ""
+    model: str = ""
+    seed: int = 0
+    versions: Versions
+    steps: tuple[str, ...]
+    original: CostSummary
+    passes: tuple[PassRecord, ...] = ()
+    error: str = ""
+
+    @property
+    def result(self) -> CostSummary:
+        """Cost after the last pass that is done."""
+        return self.passes[-1].after if self.passes else self.original

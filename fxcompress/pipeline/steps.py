@@ -1,0 +1,94 @@
+"""The steps of a pipeline, and the events that a run tells of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fxcompress.errors import UsageError
+from fxcompress.pipeline.base import Options, Pass
+
+__all__ = ["Event", "OnEvent", "Pipeline", "Step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass with its options.
+
+    Attributes:
+        id: Its name in the pipeline; unique. Names checkpoints, so no path separators.
+        use: The pass's name in the catalog, e.g. `quantize.static`.
+        pass_: The pass.
+        options: Checked options, an instance of the pass's `Options`.
+        where: `spec.yaml:12`, or empty when composed in code.
+    """
+
+    id: str
+    use: str
+    pass_: Pass[Any, Any]
+    options: Options
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Steps in the order they are applied.
+
+    Raises:
+        UsageError: Two steps have the same id, or an id that cannot name a folder.
+    """
+
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for step in self.steps:
+            if step.id in seen:
+                raise UsageError(
+                    f"two passes have the id {step.id}",
+                    reason="checkpoints, locks and reports name passes by id",
+                    hint="give one of them another `id:`",
+                    where=step.where or None,
+                )
+            if not step.id or step.id != step.id.strip(". ") or set(step.id) & set('/\\:*?"<>|\n'):
+                raise UsageError(
+                    f"{step.id!r} cannot be the id of a pass",
+                    reason="the id names a folder of the run",
+                    hint="use letters, digits, dots, dashes and underscores",
+                    where=step.where or None,
+                )
+            seen.add(step.id)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run or a plan, for progress bars and logs.
+
+    Attributes:
+        kind: `start` and `end` frame a step; `progress` counts inside it; `resume` says that the
+            step was taken from its checkpoint.
+        step: The step's id; empty for the run as a whole.
+        index: The step's place, from 1.
+        steps: How many steps there are.
+        text: What is going on, e.g. `calibrating`.
+        done: Units done (`progress`).
+        total: Units in all, where that is known.
+    """
+
+    kind: Literal["start", "progress", "resume", "end"]
+    step: str
+    index: int
+    steps: int
+    text: str = ""
+    done: int = 0
+    total: int | None = None
+
+
+OnEvent = Callable[[Event], None]
