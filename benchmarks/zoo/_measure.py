@@ -1,0 +1,289 @@
+"""What the sweep measures on one model: eager health, capture, and what the Program keeps.
+
+A check passes, fails with a reason, or is skipped because one before it failed. Tolerances: outputs
+to 1e-5 of their range; gradients to 1e-4 of the parameter's largest, or 1e-6 of the largest of all
+(a key bias has none but rounding); MACs to 0.1 %.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ._compare import Mismatch, compare_gradients, compare_state, compare_values, tensors
+from ._models import Inputs, ZooModel
+
+__all__ = ["CHECKS", "Check", "Result", "measure"]
+
+CHECKS = ("eager", "capture", "equal", "keys", "train", "verify", "macs")
+Status = Literal["pass", "fail", "skip"]
+_BATCH, _OTHER_BATCH = 2, 3
+_SEED = 20
+
+
+@dataclass
+class Check:
+    """The outcome of one check, with its reason if it failed and its figure if it has one."""
+
+    status: Status = "skip"
+    detail: str = ""
+    value: float | None = None
+
+
+@dataclass
+class Result:
+    """All checks of one model; seconds are CPU seconds of this process."""
+
+    id: str
+    family: str
+    tags: list[str]
+    checks: dict[str, Check] = field(default_factory=lambda: {name: Check() for name in CHECKS})
+    capture_seconds: float | None = None
+    verified_seconds: float | None = None
+    nodes: int | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    counted_macs: int | None = None
+    stage: str = "start"
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed and capture was reached."""
+        checks = self.checks.values()
+        return self.checks["capture"].status == "pass" and all(c.status != "fail" for c in checks)
+
+
+def measure(zoo: ZooModel, *, eager_only: bool, progress: Callable[[Result], None]) -> Result:
+    """Run every check on one model; `progress` sees the result before each stage begins."""
+    result = Result(zoo.id, zoo.family, sorted(zoo.tags))
+    runner = _Runner(zoo, result)
+    stages: dict[str, Callable[[], float | None]] = {"eager": runner.eager}
+    if not eager_only:
+        stages |= {name: getattr(runner, name) for name in CHECKS[1:]}
+    for name, stage in stages.items():
+        result.stage = name
+        progress(result)
+        check = result.checks[name]
+        try:
+            check.value = stage()
+            check.status = "pass"
+        except _Skip as skip:
+            check.detail = str(skip)
+        except Mismatch as mismatch:
+            check.status, check.detail = "fail", str(mismatch)
+        except Exception as error:  # a sweep lists whatever a model raises
+            check.status, check.detail = "fail", describe(error)
+        if check.status == "fail" and name in ("eager", "capture"):
+            break
+    result.stage = "done"
+    return result
+
+
+class _Skip(Exception):
+    """A check that does not apply."""
+
+
+class _Runner:
+    """The checks of one model, in the order of CHECKS; each may use what those before it made."""
+
+    def __init__(self, zoo: ZooModel, result: Result) -> None:
+        self.zoo = zoo
+        self.result = result
+        self.example = zoo.inputs(_BATCH, 0)
+        self.other = zoo.inputs(_OTHER_BATCH, 1)
+
+    def eager(self) -> float | None:
+        """Build, run in both modes at both batch sizes; outputs are finite and follow the inputs."""
+        model = self.zoo.build()
+        self.result.parameters = sum(p.numel() for p in model.parameters())
+        outputs = [_evaluate(model, self.zoo.inputs(_OTHER_BATCH, seed)) for seed in (1, 2)]
+        for value in outputs:
+            _require_finite(value)
+        _require_alive(*outputs)
+        for batch, seed in ((_BATCH, 0), (_OTHER_BATCH, 1)):
+            _require_finite(_train_step(model, self.zoo.inputs(batch, seed)))
+        return None
+
+    def capture(self) -> float | None:
+        """Capture twice: timed without verification, then with it, which gives the Program."""
+        from fxcompress.ir import capture
+
+        self.model = self.zoo.build()
+        self.keys_before = set(self.model.state_dict())
+        args, kwargs = self.example
+        _warm_up()
+        start = time.process_time()
+        capture(self.model, args, kwargs, dynamic=self.zoo.dynamic, verify=False)
+        self.result.capture_seconds = time.process_time() - start
+        start = time.process_time()
+        self.program = capture(self.model, args, kwargs, dynamic=self.zoo.dynamic, verify=True)
+        self.result.verified_seconds = time.process_time() - start
+        self.result.nodes = len(self.program.graph.nodes)
+        self.result.notes = [f"{n.kind}: {n.about}: {n.text}" for n in self.program.notes]
+        return self.result.capture_seconds
+
+    def equal(self) -> float | None:
+        """Outputs equal eager on a second random input with another batch size and padding."""
+        reference = self.zoo.build()
+        self.program.module.eval()
+        error = 0.0
+        for inputs in (self.other, self.example):
+            expected = _evaluate(reference, inputs)
+            actual = _evaluate(self.program.module, inputs)
+            error = max(error, compare_values(expected, actual, "output"))
+        return error
+
+    def keys(self) -> float | None:
+        """The state dict keys are the original ones, but those the Program lists as unused."""
+        unused = [note.about for note in self.program.notes if note.kind == "unused"]
+        kept = {k for k in self.keys_before if not any(_below(k, path) for path in unused)}
+        actual = set(self.program.module.state_dict())
+        missing, added = sorted(kept - actual), sorted(actual - self.keys_before)
+        if missing or added:
+            raise Mismatch(f"{_some(missing)} missing, {_some(added)} added")
+        return None
+
+    def train(self) -> float | None:
+        """With one seed, a training step gives eager's outputs, gradients and statistics."""
+        if any(note.kind == "train-differs" for note in self.program.notes):
+            self.result.checks["train"].value = None
+        reference = self.zoo.build()
+        inputs = self.zoo.inputs(_OTHER_BATCH, 1)
+        expected = _train_step(reference, inputs)
+        actual = _train_step(self.program.module, inputs)
+        error = compare_values(expected, actual, "train output")
+        compare_gradients(reference, self.program.module)
+        compare_state(reference, self.program.module)
+        return error
+
+    def verify(self) -> float | None:
+        """`fxcompress.ir.verify` accepts the Program."""
+        from fxcompress.ir import verify
+
+        verify(self.program)
+        return None
+
+    def macs(self) -> float | None:
+        """The cost model's MACs agree with torch's flop counter."""
+        try:
+            from fxcompress.analysis import cost
+        except ImportError as error:
+            raise _Skip(f"no cost model: {error}") from error
+        counted = _count_flops(self.zoo.build(), self.other) // 2
+        macs = int(cost(self.program, dims=_sizes(self.zoo, self.other)).macs)
+        self.result.macs, self.result.counted_macs = macs, counted
+        relative = abs(macs - counted) / max(counted, 1)
+        if relative > 1e-3:
+            raise Mismatch(f"{macs:,} MACs, the flop counter says {counted:,} ({relative:.2%} off)")
+        return relative
+
+
+def _evaluate(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    args, kwargs = inputs
+    model.eval()
+    with torch.no_grad():
+        return tensors(model(*args, **kwargs))
+
+
+def _train_step(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """Run forward and backward in train mode; the loss weighs every output element at random."""
+    args, kwargs = inputs
+    model.train()
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(_SEED)
+    outputs = tensors(model(*args, **kwargs))
+    generator = torch.Generator().manual_seed(_SEED)
+    losses = [
+        (value * torch.randn(value.shape, generator=generator, dtype=value.dtype)).mean()
+        for value in outputs.values()
+        if value.requires_grad
+    ]
+    torch.stack([loss.float() for loss in losses]).sum().backward()
+    return {name: value.detach() for name, value in outputs.items()}
+
+
+def _require_finite(values: dict[str, Tensor]) -> None:
+    if not values:
+        raise Mismatch("the model returns no tensor")
+    for name, value in values.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise Mismatch(f"{name} holds values that are not finite")
+
+
+def _require_alive(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """Reject a model whose output hardly depends on its input: it would hide every error."""
+    for name, value in first.items():
+        other = second[name]
+        if not value.is_floating_point() or value.shape != other.shape or value.numel() < 2:
+            continue
+        moved = (value - other).abs().max() / value.abs().max().clamp_min(1e-30)
+        if moved > 1e-2:
+            return
+    raise Mismatch("no output moves by 1 % between two random inputs")
+
+
+def _count_flops(model: nn.Module, inputs: Inputs) -> int:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    # The fused CPU kernel of attention has no formula in the counter; its plain form has.
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        _evaluate(model, inputs)
+    return int(counter.get_total_flops())
+
+
+def _sizes(zoo: ZooModel, inputs: Inputs) -> dict[str, int]:
+    args, kwargs = inputs
+    if zoo.dynamic == "batch":
+        return {"batch": next(tensor.shape[0] for tensor in args)}
+    return {
+        dim: kwargs[name].shape[axis]
+        for name, axes in zoo.dynamic.items()
+        for axis, dim in axes.items()
+    }
+
+
+def _warm_up() -> None:
+    """Capture a linear layer, so that a model's time holds no imports and no first-use caches."""
+    from fxcompress.ir import capture
+
+    capture(nn.Linear(2, 2), (torch.ones(2, 2),), verify=False)
+
+
+def _below(key: str, path: str) -> bool:
+    return key == path or key.startswith(f"{path}.")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:4])
+    return f"{len(names)} ({shown}{', …' if len(names) > 4 else ''})" if names else "none"
+
+
+def describe(error: BaseException) -> str:
+    """Say an exception on one line, with the last place of the traceback inside fxcompress."""
+    text = " ".join(str(error).split())
+    place = next(_places(error), "")
+    return f"{type(error).__name__}: {text[:600]}{place}"
+
+
+def _places(error: BaseException) -> Iterator[str]:
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        if "/fxcompress/" in frame.filename or "/torch/" not in frame.filename:
+            name = "/".join(frame.filename.rsplit("/", 3)[1:])
+            yield f" [{name}:{frame.lineno} {frame.name}]"
+
+
+def as_document(result: Result) -> dict[str, Any]:
+    """Return the result as JSON-ready data."""
+    from dataclasses import asdict
+
+    return {**asdict(result), "passed": result.passed}

@@ -1,0 +1,18 @@
+"""Imports that every worker of the sweep needs; the fork server pays for each of them once."""
+
+from __future__ import annotations
+
+import torch
+
+from ._torchvision import declare_operators
+
+declare_operators()
+
+import timm  # noqa: E402, F401
+import torch.fx.experimental.symbolic_shapes  # noqa: E402
+import torchvision  # noqa: E402, F401
+import transformers  # noqa: E402
+import transformers.modeling_utils  # noqa: E402
+
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
