@@ -1,0 +1,93 @@
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from fxcompress.report import render_html, render_markdown
+from tests.report.sample import report
+
+
+class _Page(HTMLParser):
+    """Collects what a browser would load, and checks that tags are balanced."""
+
+    VOID = frozenset({"meta", "link", "br", "hr", "img", "input"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.urls: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.stack.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "action"):
+                self.urls.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+            assert not name.startswith("on"), "inline handlers would break the policy"
+            assert name != "style", "inline styles would break the policy"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+
+def test_page_is_well_formed_and_loads_nothing():
+    page = _Page()
+    page.feed(render_html(report()))
+    assert page.stack == []
+    assert page.urls == []
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_policy_allows_exactly_the_page_s_own_scripts_and_style():
+    html = render_html(report())
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html).group(1)
+    assert policy.startswith("default-src 'none'")
+    bodies = re.findall(r"<script>(.*?)</script>", html, re.S)
+    bodies += re.findall(r"<style>(.*?)</style>", html, re.S)
+    assert len(bodies) == 3
+    for body in bodies:
+        digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+
+
+def test_the_same_report_gives_the_same_bytes():
+    assert render_html(report()) == render_html(report())
+
+
+def test_input_is_escaped_everywhere():
+    evil = report(title="</script><img src=x onerror=alert(1)>")
+    node = evil.graph.nodes[1].model_copy(update={"text": "</script><b>"})
+    graph = evil.graph.model_copy(update={"nodes": (node, *evil.graph.nodes[1:])})
+    html = render_html(evil.model_copy(update={"graph": graph}))
+    assert "<img" not in html
+    assert html.count("</script>") == 3
+    data = re.search(r'id="graph-data">(.*?)</script>', html, re.S).group(1)
+    assert json.loads(data)["nodes"][0]["text"] == "</script><b>"
+    assert "<img" not in render_markdown(evil)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["24.6 MiB", "1 / 2", "4.1e-07", "130.2 dB", "2 min 2 s", "its input", "✗", "25,557,032"],
+)
+def test_figures_stand_in_both_forms(text: str):
+    assert text in render_html(report())
+    assert text in render_markdown(report())
+
+
+def test_markdown_tables_have_as_many_cells_in_each_row():
+    blocks = re.findall(r"(?:^\|.*\n)+", render_markdown(report()), re.M)
+    assert len(blocks) == 3
+    for block in blocks:
+        cells = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(cells) == 1
