@@ -225,14 +225,10 @@ def _same(value: Any, default: Any) -> bool:
         return all(_same(item, default) for item in value)
     if isinstance(default, list):
         default = tuple(default)
-    return (
-        (type(value) is type(default)
-        and bool(value == default))
-        or (
-            isinstance(value, (int, float))
-            and isinstance(default, (int, float))
-            and not isinstance(value, bool)
-            and not isinstance(default, bool)
-            and value == default
-        )
+    return (type(value) is type(default) and bool(value == default)) or (
+        isinstance(value, (int, float))
+        and isinstance(default, (int, float))
+        and not isinstance(value, bool)
+        and not isinstance(default, bool)
+        and value == default
     )
