@@ -1,0 +1,27 @@
+"""What a run leaves behind: one file per output format, each reloaded in a fresh process."""
+
+from typing import TYPE_CHECKING
+
+from fxcompress._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from fxcompress.emit._artifact import Artifact as Artifact
+    from fxcompress.emit.driver import emit as emit
+    from fxcompress.emit.kernels import integer_kernels as integer_kernels
+    from fxcompress.emit.options import FORMATS as FORMATS
+    from fxcompress.emit.options import EmitOptions as EmitOptions
+    from fxcompress.emit.options import OnnxOptions as OnnxOptions
+    from fxcompress.emit.options import Pt2Options as Pt2Options
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "Artifact": "_artifact",
+        "EmitOptions": "options",
+        "FORMATS": "options",
+        "OnnxOptions": "options",
+        "Pt2Options": "options",
+        "emit": "driver",
+        "integer_kernels": "kernels",
+    },
+)

@@ -1,0 +1,105 @@
+"""From a plain program to a `torch.export.ExportedProgram`, dynamic sizes kept."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
+from torch.utils import _pytree as pytree
+
+from fxcompress.emit._plain import PlainProgram
+from fxcompress.emit._probes import Leaves
+from fxcompress.errors import EmitError
+from fxcompress.ir.signature import Dim
+
+__all__ = ["Exported", "export_program"]
+
+
+class Exported:
+    """An exported program and what had to be said about its sizes."""
+
+    def __init__(self, program: torch.export.ExportedProgram, notes: tuple[str, ...]) -> None:
+        self.program, self.notes = program, notes
+
+
+def export_program(plain: PlainProgram, dims: Mapping[str, Dim], example: Leaves) -> Exported:
+    """Export with a named `torch.export.Dim` per dynamic size, each allowed to be 1.
+
+    Raises:
+        EmitError: torch.export refuses the graph.
+    """
+    call = plain.call(example)
+    shapes = _dynamic_shapes(plain, dims)
+    notes: tuple[str, ...] = ()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = _export(plain, call.args, call.kwargs, shapes)
+        except torch._dynamo.exc.UserError as error:
+            if "Suggested fixes" not in str(error):
+                raise _refused(error) from error
+            # The graph works for a part of the range only, such as sizes of at least 2.
+            shapes = refine_dynamic_shapes_from_suggested_fixes(str(error), shapes)
+            notes = (_sizes_note(shapes),)
+            try:
+                program = _export(plain, call.args, call.kwargs, shapes)
+            except Exception as again:
+                raise _refused(again) from again
+        except Exception as error:
+            raise _refused(error) from error
+    return Exported(program, notes)
+
+
+def _export(
+    plain: PlainProgram, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
+) -> torch.export.ExportedProgram:
+    return torch.export.export(
+        plain.module, args, kwargs, dynamic_shapes=shapes or None, strict=False
+    )
+
+
+def _refused(error: Exception) -> EmitError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return EmitError(
+        "torch.export cannot take the program",
+        reason=f"{type(error).__name__}: {' '.join(lines[:3])}",
+        hint="emit it as `program` or `python`, or declare the size that it names static",
+    )
+
+
+def _dynamic_shapes(plain: PlainProgram, dims: Mapping[str, Dim]) -> dict[str, Any]:
+    sizes = {
+        name: torch.export.Dim(_symbol(name), min=1, max=dim.maximum) for name, dim in dims.items()
+    }
+    by_name = {
+        tensor.name: {
+            i: sizes[size] for i, size in enumerate(tensor.shape) if isinstance(size, str)
+        }
+        for tensor in plain.signature.inputs
+    }
+    shapes: dict[str, Any] = {}
+    for parameter in plain.signature.parameters:
+        value = pytree.tree_unflatten([by_name[str(n)] for n in parameter.leaves], parameter.tree)
+        if parameter.kind == "VAR_POSITIONAL":
+            value = tuple(value)
+        shapes[parameter.name] = value
+    return shapes
+
+
+def _symbol(name: str) -> str:
+    return (
+        name if name.isidentifier() else "dim_" + "".join(c if c.isalnum() else "_" for c in name)
+    )
+
+
+def _sizes_note(shapes: Any) -> str:
+    found: dict[str, None] = {}
+    for leaf in pytree.tree_leaves(shapes):
+        if hasattr(leaf, "min") and hasattr(leaf, "__name__"):
+            found[f"{leaf.__name__} from {leaf.min}"] = None
+        elif isinstance(leaf, int):
+            found[f"a size fixed to {leaf}"] = None
+    return f"sizes that torch.export accepts: {', '.join(found) or 'fixed'}"

@@ -1,0 +1,93 @@
+"""ONNX spellings of the operators of the decomposed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy
+
+from fxcompress.emit._lower_qdq import register_decomposed
+
+__all__ = ["translations"]
+
+_RANGES = {"u8": (0, 255), "s8": (-128, 127)}
+
+
+def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
+    """Return the table for `torch.onnx.export(custom_translation_table=…)`."""
+    ops = register_decomposed()
+    return {
+        ops.quantize_per_tensor.default: _quantize_per_tensor,
+        ops.dequantize_per_tensor.default: _dequantize_per_tensor,
+        ops.dequantize_per_channel.default: _dequantize_per_channel,
+    }
+
+
+def _quantize_per_tensor(
+    input: Any, scale: float, zero_point: int, quant_min: int, quant_max: int, dtype: int
+) -> Any:
+    from onnxscript import opset18 as op
+
+    floats = _to_float(op, input)
+    integers = op.QuantizeLinear(floats, _float(op, scale), _integer(op, zero_point, dtype))
+    if (quant_min, quant_max) in _RANGES.values():
+        return integers
+    # QuantizeLinear saturates at the whole type only.
+    return op.Clip(integers, _integer(op, quant_min, dtype), _integer(op, quant_max, dtype))
+
+
+def _dequantize_per_tensor(
+    input: Any,
+    scale: float,
+    zero_point: int,
+    quant_min: int,
+    quant_max: int,
+    dtype: int,
+    out_dtype: int | None = None,
+) -> Any:
+    from onnxscript import opset18 as op
+
+    floats = op.DequantizeLinear(input, _float(op, scale), _integer(op, zero_point, dtype))
+    return _cast(op, floats, out_dtype)
+
+
+def _dequantize_per_channel(
+    input: Any,
+    scales: Any,
+    zero_points: Any,
+    axis: int,
+    quant_min: int,
+    quant_max: int,
+    dtype: int,
+    out_dtype: int | None = None,
+) -> Any:
+    from onnxscript import opset18 as op
+
+    if zero_points is None:
+        floats = op.DequantizeLinear(input, scales, axis=axis)
+    else:
+        floats = op.DequantizeLinear(input, scales, op.Cast(zero_points, to=dtype), axis=axis)
+    return _cast(op, floats, out_dtype)
+
+
+def _float(op: Any, value: float) -> Any:
+    return op.Constant(value_float=value)
+
+
+def _integer(op: Any, value: int, dtype: int) -> Any:
+    import onnx_ir
+
+    kind = onnx_ir.DataType(dtype)
+    array = numpy.array(value, dtype=kind.numpy())
+    return op.Constant(value=onnx_ir.tensor(array, dtype=kind))
+
+
+def _to_float(op: Any, input: Any) -> Any:
+    import onnx_ir
+
+    return input if input.dtype == onnx_ir.DataType.FLOAT else op.Cast(input, to=1)
+
+
+def _cast(op: Any, floats: Any, out_dtype: int | None) -> Any:
+    return floats if out_dtype in (None, -1, 1) else op.Cast(floats, to=out_dtype)

@@ -1,0 +1,131 @@
+"""The `onnx` format: torch's dynamo exporter, QDQ pairs that onnxruntime runs in integers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fxcompress.emit._artifact import Written
+from fxcompress.emit._export import export_program
+from fxcompress.emit._extras import need_onnx
+from fxcompress.emit._job import Job
+from fxcompress.emit._lower_qdq import Lowered, lower
+from fxcompress.emit._plain import PlainProgram, plain_program
+from fxcompress.emit.kernels import CONVOLUTION_KERNELS, LINEAR_KERNELS, integer_kernels
+from fxcompress.errors import EmitError
+
+__all__ = ["write"]
+
+# A protobuf message ends at 2 GB; weights beyond this go to a file of their own.
+_INLINE_BYTES = 1_500_000_000
+
+
+def write(job: Job) -> Written:
+    """Export the program and save the model.
+
+    Raises:
+        EmitError: The exporter refuses the graph.
+        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
+    """
+    need_onnx()
+    plain = plain_program(job.program)
+    lowered = lower(plain.module, "decomposed", integer_bias=True) if job.quantized else None
+    exported = export_program(plain, job.program.dims, job.example)
+    model = _translate(plain, exported.program, job.options.onnx.opset)
+    _strip(model)
+    name = job.file("onnx")
+    files = _save(model, job.stage, name)
+    notes = [f"inputs {', '.join(_names(model.graph.inputs))}; "
+             f"outputs {', '.join(_names(model.graph.outputs))}"]  # fmt: skip
+    if lowered is not None:
+        notes += [*_kernel_notes(job.stage / name, lowered), *lowered.notes]
+    if plain.flattened:
+        notes.append(f"outputs of {', '.join(plain.flattened)} are named by field")
+    return Written(files, (*notes, *exported.notes))
+
+
+def _translate(plain: PlainProgram, program: torch.export.ExportedProgram, opset: int) -> Any:
+    from fxcompress.emit._onnx_ops import translations
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=[tensor.name for tensor in plain.signature.inputs],
+                output_names=list(plain.outputs),
+                opset_version=opset,
+                custom_translation_table=dict(translations()),
+                verbose=False,
+            )
+        except Exception as error:
+            raise EmitError(
+                "torch.onnx cannot translate the program",
+                reason=_reason(error),
+                hint="emit it as `pt2`, or try another opset",
+            ) from error
+    assert made is not None, "the exporter returns the model unless given a path"
+    return made.model
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])}"
+
+
+def _strip(model: Any) -> None:
+    """Remove source paths and other traces of the machine, so equal programs give equal bytes."""
+    model.doc_string = None
+    model.metadata_props.clear()
+    model.producer_version = None
+    functions = [function.graph for function in model.functions.values()]
+    for graph in [model.graph, *functions]:
+        graph.doc_string = None
+        graph.metadata_props.clear()
+        for node in graph.all_nodes() if hasattr(graph, "all_nodes") else graph:
+            node.doc_string = None
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.doc_string = None
+                value.metadata_props.clear()
+        for value in [*graph.inputs, *graph.initializers.values()]:
+            value.doc_string = None
+            value.metadata_props.clear()
+
+
+def _save(model: Any, stage: Path, name: str) -> tuple[str, ...]:
+    import onnx_ir
+
+    total = sum(v.const_value.nbytes for v in model.graph.initializers.values())
+    if total <= _INLINE_BYTES:
+        onnx_ir.save(model, stage / name)
+        return (name,)
+    data = f"{name}.data"
+    onnx_ir.save(model, stage / name, external_data=data)
+    return name, data
+
+
+def _names(values: Any) -> list[str]:
+    return [str(value.name) for value in values]
+
+
+def _kernel_notes(path: Path, lowered: Lowered) -> list[str]:
+    kernels = integer_kernels(path)
+    parts = []
+    for kind, total, names in (
+        ("convolutions", lowered.convolutions, CONVOLUTION_KERNELS),
+        ("linear layers", lowered.linears, LINEAR_KERNELS),
+    ):
+        if total:
+            count = sum(kernels[name] for name in names)
+            parts.append(f"{count} of {total} {kind} run as integer kernels in onnxruntime")
+    listed = ", ".join(f"{count} {name}" for name, count in sorted(kernels.items()))
+    return [*parts, f"integer kernels: {listed or 'none'}"]

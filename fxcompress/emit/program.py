@@ -1,0 +1,13 @@
+"""The `program` format: a `.fxp` file, graph and safetensors, for fxcompress itself."""
+
+from fxcompress.emit._artifact import Written
+from fxcompress.emit._job import Job
+
+__all__ = ["write"]
+
+
+def write(job: Job) -> Written:
+    """Save the program; `Program.load` gives it back, ready for more passes."""
+    name = job.file("fxp")
+    job.program.save(job.stage / name)
+    return Written((name,), ("load it with fxcompress: `Program.load(path)`",))
