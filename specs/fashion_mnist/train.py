@@ -1,4 +1,4 @@
-"""Train the shipped weights: `python specs/fashion_mnist/train.py` (about 10 CPU-minutes)."""
+"""Train the shipped weights: `python specs/fashion_mnist/train.py` (about 16 CPU-minutes)."""
 
 import argparse
 import time
