@@ -1,0 +1,38 @@
+"""Data, metrics and training: what a pass or a measurement feeds to a model."""
+
+from typing import TYPE_CHECKING
+
+from fxcompress._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from fxcompress.train.data import Batch as Batch
+    from fxcompress.train.data import Data as Data
+    from fxcompress.train.data import Split as Split
+    from fxcompress.train.data import from_factory as from_factory
+    from fxcompress.train.data import from_tensors as from_tensors
+    from fxcompress.train.data import random_split as random_split
+    from fxcompress.train.data import read_tensors as read_tensors
+    from fxcompress.train.inputs import InputSpec as InputSpec
+    from fxcompress.train.inputs import example as example
+    from fxcompress.train.metrics import BUILT_IN as BUILT_IN
+    from fxcompress.train.metrics import Metric as Metric
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        **dict.fromkeys(
+            (
+                "Batch",
+                "Data",
+                "Split",
+                "from_factory",
+                "from_tensors",
+                "random_split",
+                "read_tensors",
+            ),
+            "data",
+        ),
+        **dict.fromkeys(("InputSpec", "example"), "inputs"),
+        **dict.fromkeys(("BUILT_IN", "Metric"), "metrics"),
+    },
+)
