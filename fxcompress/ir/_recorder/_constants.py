@@ -1,0 +1,51 @@
+"""The real value of a tensor that depends on no input, no weight and no chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+__all__ = ["evaluate_constant"]
+
+# Reading a long constant back into Python is never what a model does by design.
+_LIMIT = 10_000
+
+
+def evaluate_constant(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """Return the value that `node` always has, or None where it has no such value."""
+    order: list[fx.Node] = []
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if len(seen) > _LIMIT or not _is_constant(current, constants):
+            return None
+        order.append(current)
+        stack.extend(current.all_input_nodes)
+    env: dict[fx.Node, object] = {}
+    with torch.utils._python_dispatch._disable_current_modes(), torch._C.DisableTorchFunction():
+        for current in sorted(order):
+            args = fx.map_arg(current.args, lambda n: env[n])
+            kwargs = fx.map_arg(current.kwargs, lambda n: env[n])
+            if current.op == "get_attr":
+                env[current] = constants[str(current.target)]
+            elif current.op == "call_method":
+                env[current] = getattr(args[0], str(current.target))(*args[1:], **kwargs)  # type: ignore[index]
+            else:
+                env[current] = current.target(*args, **kwargs)  # type: ignore[operator]
+    value = env[node]
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _is_constant(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> bool:
+    if node.op == "get_attr":
+        return str(node.target) in constants
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return not name.startswith(("rand", "bernoulli", "normal", "multinomial", "dropout"))

@@ -1,0 +1,167 @@
+"""Record a model once, in one mode."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fxcompress.errors import CaptureError, FxCompressError
+from fxcompress.ir._copying import copy_tree
+from fxcompress.ir._recorder._inputs import BoundCall
+from fxcompress.ir._recorder._mode import Recorder
+from fxcompress.ir._recorder._scopes import ModuleFollower
+from fxcompress.ir._recorder._sizes import Guard, Sizes
+from fxcompress.ir._recorder._source import full_place, place_of_error
+from fxcompress.ir._recorder._state import ModelState
+from fxcompress.ir._recorder._trees import register_trees
+
+__all__ = ["Recording", "record_model", "untouched_random_state"]
+
+
+@dataclass
+class Recording:
+    """What one run of the model wrote.
+
+    Attributes:
+        graph: The graph, its output a flat tuple.
+        output: The tree of the model's output.
+        leaves: Qualified name -> leaf module (of the recorded copy).
+        opaque: Names of the leaves that were declared opaque.
+        constants: Name -> tensor that the model's code made of literals.
+        mutated: Names of parameters and buffers that the forward changes.
+        guards: Conditions on sizes that were tested.
+        sizes: The symbols.
+    """
+
+    graph: fx.Graph
+    output: pytree.TreeSpec
+    leaves: dict[str, nn.Module]
+    opaque: set[str]
+    constants: dict[str, torch.Tensor]
+    mutated: tuple[str, ...]
+    guards: list[Guard]
+    sizes: Sizes
+    inputs: list[fx.Node] = field(default_factory=list)
+
+
+def record_model(
+    model: nn.Module,
+    state: ModelState,
+    call: BoundCall,
+    sizes: Sizes,
+    stand_ins: dict[int, Any],
+    *,
+    training: bool,
+    opaque: tuple[str, ...] = (),
+) -> Recording:
+    """Run a copy of `model` on fake tensors and return what it called.
+
+    Raises:
+        CaptureError: The model does something that a graph cannot hold.
+    """
+    twin = copy_tree(model, stand_ins)
+    twin.train(training) if training else twin.eval()
+    recorder = Recorder(state, stand_ins, sizes, training=training)
+    follower = ModuleFollower(recorder, twin, opaque)
+    fakes = _fake_inputs(call, sizes)
+    for tensor, fake in zip(call.inputs, fakes, strict=True):
+        node = recorder.graph.placeholder(tensor.name)
+        node.meta.update(val=fake, scope=(), source=None)
+        recorder.values.define(fake, node)
+        recorder.writer.asked(fake, tuple(fake.shape))
+    sizes.env.watched.clear()
+    args, kwargs = call.rebuild(fakes)
+    with _named_errors():
+        with _recording_flags(), untouched_random_state(), sizes.fake_mode, torch.enable_grad():
+            with follower.following(), recorder:
+                result = twin(*args, **kwargs)
+            register_trees(result)
+            flat, tree = pytree.tree_flatten(result)
+            outputs = tuple(_output_leaf(recorder, leaf) for leaf in flat)
+    recorder.graph.output(outputs)
+    return Recording(
+        recorder.graph,
+        tree,
+        follower.leaves,
+        follower.opaque_paths,
+        recorder.constants,
+        tuple(recorder.mutated),
+        list(sizes.env.watched),
+        sizes,
+    )
+
+
+def _fake_inputs(call: BoundCall, sizes: Sizes) -> list[torch.Tensor]:
+    fakes = []
+    with sizes.fake_mode:
+        for tensor, example in zip(call.inputs, call.examples, strict=True):
+            device = "cpu" if example.device.type == "meta" else example.device
+            shape = sizes.shape(tensor.shape)
+            fakes.append(torch.empty(shape, dtype=tensor.dtype, device=device))
+    return fakes
+
+
+def _output_leaf(recorder: Recorder, leaf: Any) -> Any:
+    if leaf is None or isinstance(leaf, (bool, int, float, complex, str, torch.dtype)):
+        return leaf
+    if isinstance(leaf, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return recorder.lower(leaf)
+    raise CaptureError(
+        f"the model returns a {type(leaf).__name__}",
+        reason="an output is made of tensors, numbers and strings in tuples, lists, dicts, "
+        "dataclasses and objects with attributes",
+        hint="wrap the model so that it returns tensors",
+    )
+
+
+@contextlib.contextmanager
+def _recording_flags() -> Iterator[None]:
+    # Libraries ask torch.compiler.is_compiling() before they look at data for a short cut.
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
+@contextlib.contextmanager
+def untouched_random_state() -> Iterator[None]:
+    """Put every random generator back where it was, whatever happens inside."""
+    import numpy as np
+
+    python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(cpu)
+
+
+@contextlib.contextmanager
+def _named_errors() -> Iterator[None]:
+    try:
+        yield
+    except FxCompressError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"the model could not be recorded: {type(error).__name__}",
+            reason=_first_lines(str(error)),
+            hint="run the model on the example inputs first; if that works, mark the module as "
+            'opaque (opaque=["…"]), or use tracer="export"',
+            where=full_place(place_of_error(error)),
+        ) from error
+
+
+def _first_lines(text: str, limit: int = 3) -> str:
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return " ".join(lines[:limit])

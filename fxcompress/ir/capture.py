@@ -1,0 +1,81 @@
+"""Capture a model as a Program: one canonical FX graph with its original names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fxcompress.ir._calling import CallLike
+from fxcompress.ir._recorder._build import build_module
+from fxcompress.ir._recorder._clean import clean
+from fxcompress.ir._recorder._inputs import BoundCall, DynamicDims, bind_call
+from fxcompress.ir._recorder._record import record_model
+from fxcompress.ir._recorder._sizes import Sizes
+from fxcompress.ir._recorder._state import ModelState
+from fxcompress.ir.program import Program
+from fxcompress.ir.signature import Signature
+
+__all__ = ["capture"]
+
+
+def capture(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic: DynamicDims = "batch",
+    opaque: Sequence[str] = (),
+    static: Sequence[str] = (),
+    name: str | None = None,
+    verify: bool = True,
+    tracer: Literal["recorder", "export"] = "recorder",
+) -> Program:
+    """Record `model` on example inputs and return it as a Program.
+
+    The model is left as it was: it runs as a copy of its Python state, on tensors without data.
+
+    Args:
+        model: The model; on the meta device nothing is allocated.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        dynamic: Sizes that may vary, `{"x": {0: "batch"}}` by input and dimension; one name is one
+            size. `"batch"` means the first dimension of every tensor input; None means none.
+        opaque: Globs of qualified module names that stay one untouched call each.
+        static: Names in `dynamic` that are fixed to the example's size after all.
+        name: The Program's name; the model's class where it is None.
+        verify: Whether to compare the Program with the model on a second random input.
+        tracer: `export` captures through `torch.export`, where the recorder cannot.
+
+    Raises:
+        CaptureError: The model cannot be recorded faithfully; the error names its line.
+        ModelError: The example inputs do not fit the model.
+    """
+    call = bind_call(model, args, kwargs or {}, dynamic, static)
+    sizes = make_sizes(call)
+    state = ModelState.of(model)
+    device = next((t.device for t in call.examples if t.device.type != "meta"), torch.device("cpu"))
+    stand_ins = state.fakes(sizes.fake_mode, device)
+    recording = record_model(
+        model, state, call, sizes, stand_ins, training=False, opaque=tuple(opaque)
+    )
+    clean(recording.graph)
+    title = name or type(model).__name__
+    signature = Signature(call.parameters, call.inputs, recording.output)
+    recording.graph.set_codegen(CallLike(signature))
+    module = build_module(
+        model, recording.graph, recording.leaves, state, recording.constants, title
+    )
+    used = set(dict(module.named_parameters(remove_duplicate=False)))
+    used |= set(dict(module.named_buffers(remove_duplicate=False)))
+    ties = {alias: first for alias, first in state.ties.items() if first in used}
+    return Program(module, title, signature, sizes.dims, sizes.fake_mode, ties)
+
+
+def make_sizes(call: BoundCall) -> Sizes:
+    """Return the symbols for the dynamic sizes of a call."""
+    names = {s for t in call.inputs for s in t.shape if isinstance(s, str)}
+    fixed = frozenset(s for t in call.inputs for s in t.shape if isinstance(s, int))
+    return Sizes.create({name: call.examples_of(name) for name in sorted(names)}, fixed)
