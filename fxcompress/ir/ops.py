@@ -33,7 +33,7 @@ __all__ = [
 _SIZES: Final = frozenset(
     {
         "in_features", "out_features", "in_channels", "out_channels", "num_features",
-        "num_channels", "num_embeddings", "embedding_dim", "input_size", "hidden_size",
+        "num_channels", "num_embeddings", "embedding_dim", "input_size", "hidden_size", "shape",
         "inplace",
     }
 )  # fmt: skip

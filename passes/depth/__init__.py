@@ -1,0 +1,5 @@
+"""Fewer layers."""
+
+from passes._calls import callable_family
+
+callable_family(__name__)

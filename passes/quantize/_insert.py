@@ -1,0 +1,110 @@
+"""Put the quantizers of a decision into the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from fxcompress.errors import PassError
+from fxcompress.ir.naming import node_ids
+from fxcompress.ir.ops import bind, op_name
+from fxcompress.nn import FakeQuantize, take_weight_as_operand
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+    from fxcompress.rewrite import GraphRewriter
+    from passes.quantize.static import ActivationEntry, WeightEntry
+
+__all__ = ["check_inserted", "insert_activations", "insert_weights"]
+
+
+def insert_activations(rewriter: GraphRewriter, entries: Iterable[ActivationEntry]) -> None:
+    """Add a quantizer per entry, called on each of its tensors."""
+    for entry in entries:
+        module: FakeQuantize | None = None if entry.exists else _build(entry)
+        for call in entry.calls:
+            node = rewriter.node(call.node)
+            fake = rewriter.call_module(
+                entry.path, module, (node,), after=node, scope=_scope_beside(node)
+            )
+            module = None
+            readers = None if call.readers is None else set(map(rewriter.node, call.readers))
+            if readers is None:
+                rewriter.replace_uses(node, fake)
+            else:
+                rewriter.replace_uses(node, fake, only=readers.__contains__)
+
+
+def _build(entry: ActivationEntry) -> FakeQuantize:
+    module = FakeQuantize(entry.bits, signed=entry.signed, symmetric=entry.symmetric)
+    if entry.scale is not None and entry.zero_point is not None:
+        module.scale.fill_(entry.scale)
+        module.zero_point.fill_(entry.zero_point)
+    return module
+
+
+def insert_weights(
+    rewriter: GraphRewriter, entries: Iterable[WeightEntry], arrays: Mapping[str, Any]
+) -> None:
+    """Add a quantizer per weight, and let the layers take their weight as an operand."""
+    for entry in entries:
+        module = FakeQuantize(entry.bits, narrow=True, axis=entry.axis, shape=entry.shape)
+        if entry.path in arrays:
+            module.scale.copy_(torch.as_tensor(arrays[entry.path]))
+        layers = [rewriter.node(layer) for layer in entry.layers]
+        if layers[0].op == "call_module":
+            _insert_before_modules(rewriter, entry, module, layers)
+        else:
+            _insert_before_functions(rewriter, entry, module, layers)
+
+
+def _insert_before_modules(
+    rewriter: GraphRewriter, entry: WeightEntry, module: FakeQuantize, layers: list[fx.Node]
+) -> None:
+    scope = _scope_beside(layers[0])
+    weight = rewriter.get_attr(entry.tensor, before=layers[0], scope=scope)
+    fake = rewriter.call_module(entry.path, module, (weight,), after=weight, scope=scope)
+    path = str(layers[0].target)
+    rewriter.set_module(path, take_weight_as_operand(rewriter.get_module(path)))
+    for layer in layers:
+        rewriter.set_args(layer, (layer.args[0], fake), {})
+
+
+def _insert_before_functions(
+    rewriter: GraphRewriter, entry: WeightEntry, module: FakeQuantize, layers: list[fx.Node]
+) -> None:
+    weight = bind(layers[0])["weight"]
+    fake = rewriter.call_module(
+        entry.path, module, (weight,), after=weight, scope=layers[0].meta.get("scope", ())
+    )
+    rewriter.replace_uses(weight, fake, only=lambda user: user in layers)
+
+
+def _scope_beside(node: fx.Node) -> tuple[tuple[str, str], ...]:
+    """Return the scope that a node stands in; for a module call that of its caller."""
+    scope = tuple(node.meta.get("scope", ()))
+    return scope[:-1] if scope and scope[-1][0] == node.target else scope
+
+
+def check_inserted(program: Program, entries: Iterable[WeightEntry]) -> None:
+    """Check that every layer reads quantised values.
+
+    Raises:
+        PassError: One reads a float weight or a float activation.
+    """
+    nodes = {name: node for node, name in node_ids(program).items()}
+    for entry in entries:
+        for layer in entry.layers:
+            node = nodes.get(layer)
+            bound = {} if node is None else bind(node)
+            for operand in ("input", "weight"):
+                read = bound.get(operand)
+                if not isinstance(read, fx.Node) or op_name(read) != "fake_quant":
+                    raise PassError(
+                        f"{layer} does not read a quantised {operand}",
+                        reason="the placement promises that every integer layer does",
+                        where=layer,
+                    )

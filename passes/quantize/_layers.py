@@ -1,0 +1,129 @@
+"""Which convolutions and linear layers are quantised, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+from fxcompress.errors import UsageError
+from fxcompress.ir.ops import bind, module_of, op_name
+from fxcompress.nn import take_weight_as_operand
+from fxcompress.pipeline.selectors import Selector
+from fxcompress.rewrite.edits import Declined
+from passes.quantize._rules import AVERAGES, COMBINES, CONVOLUTIONS, LAYERS
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+    from passes.quantize.static import StaticOptions
+
+__all__ = ["Layers", "choose_layers"]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers to quantise, the nodes to leave alone, and refusals."""
+
+    chosen: tuple[fx.Node, ...]
+    excluded: frozenset[fx.Node]
+    declined: tuple[Declined, ...]
+
+
+def choose_layers(program: Program, options: StaticOptions, ids: Mapping[fx.Node, str]) -> Layers:
+    """Select layers, and decline those that cannot be quantised or are asked to be kept.
+
+    Raises:
+        SelectorError: The selection fits no layer, or not as many as expected.
+    """
+    candidates = [node for node in program.nodes if op_name(node) in LAYERS]
+    selector = Selector(options.targets, options.types, options.exclude, options.expect)
+    selected = set(selector.select(program, candidates))
+    kept = {
+        **(_ends(program, candidates, first=True) if options.keep_first else {}),
+        **(_ends(program, candidates, first=False) if options.keep_last else {}),
+    }
+    chosen, declined = [], []
+    for node in candidates:
+        because: tuple[fx.Node, ...] = ()
+        reason: str | None = "it is not selected"
+        if node in selected:
+            reason, because = kept.get(node), ()
+            if reason is None:
+                reason, because = _obstacle(node)
+        if reason is None:
+            chosen.append(node)
+        else:
+            names = tuple(ids[each] for each in because)
+            declined.append(Declined(node=ids[node], reason=reason, because_of=names))
+    followers = [node for node in program.nodes if op_name(node) in COMBINES | AVERAGES]
+    excluded = Selector(options.keep).select(program, followers) if options.keep else ()
+    return Layers(_whole_modules(chosen, ids, declined), frozenset(excluded), tuple(declined))
+
+
+def _obstacle(node: fx.Node) -> tuple[str | None, tuple[fx.Node, ...]]:
+    """Return why a layer cannot be quantised, or None."""
+    if len(node.args) > 1 and node.op == "call_module":
+        operand = node.args[1]
+        if isinstance(operand, fx.Node) and op_name(operand) == "fake_quant":
+            return "it is quantised already", (operand,)
+        return "it takes more than its input as an operand", ()
+    if node.op == "call_module":
+        try:
+            take_weight_as_operand(module_of(node))
+        except UsageError as error:
+            return error.what, ()
+        weight = module_of(node).weight
+    else:
+        operand = bind(node).get("weight")
+        if not isinstance(operand, fx.Node) or op_name(operand) == "fake_quant":
+            return "it is quantised already", ()
+        if operand.op != "get_attr":
+            return "its weight is computed in the graph", (operand,)
+        weight = operand.meta.get("val")
+    if not (isinstance(weight, torch.Tensor) and weight.is_floating_point()):
+        return "its weight is not floating point", ()
+    norm = next(iter(node.users), None)
+    if norm is not None and len(node.users) == 1 and op_name(norm) == "batch_norm":
+        if op_name(node) in CONVOLUTIONS:
+            return "a batch norm follows it: run tidy.fold_batchnorm first", (norm,)
+    return None, ()
+
+
+def _whole_modules(
+    chosen: list[fx.Node], ids: Mapping[fx.Node, str], declined: list[Declined]
+) -> tuple[fx.Node, ...]:
+    """Drop calls of a module whose other calls are not quantised: they share the weight."""
+    calls: dict[str, list[fx.Node]] = {}
+    for node in chosen:
+        if node.op == "call_module":
+            calls.setdefault(str(node.target), []).append(node)
+    dropped = set()
+    for path, nodes in calls.items():
+        others = set(nodes[0].graph.find_nodes(op="call_module", target=path)) - set(nodes)
+        for node in nodes if others else ():
+            dropped.add(node)
+            declined.append(
+                Declined(
+                    node=ids[node],
+                    reason="its module is called again where it stays in float",
+                    because_of=tuple(sorted(ids[other] for other in others)),
+                )
+            )
+    return tuple(node for node in chosen if node not in dropped)
+
+
+def _ends(program: Program, layers: Iterable[fx.Node], *, first: bool) -> dict[fx.Node, str]:
+    """Return the layers with no other layer before (or after) them."""
+    members = set(layers)
+    found: dict[fx.Node, str] = {}
+    reached: set[fx.Node] = set()
+    for node in program.nodes if first else reversed(list(program.nodes)):
+        neighbours = node.all_input_nodes if first else list(node.users)
+        if any(each in reached or each in members for each in neighbours):
+            reached.add(node)
+        elif node in members:
+            found[node] = f"keep_{'first' if first else 'last'} is set"
+    return found

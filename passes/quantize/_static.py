@@ -1,0 +1,180 @@
+"""What `quantize.static` decides: layers, placement, ranges and scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress.errors import UsageError
+from fxcompress.ir.naming import node_ids
+from fxcompress.ir.ops import module_of, op_name
+from fxcompress.nn import FakeQuantize
+from fxcompress.rewrite.edits import Declined
+from passes.quantize._calibrate import calibrate
+from passes.quantize._layers import choose_layers
+from passes.quantize._observers import Observer, make_observer
+from passes.quantize._paths import free_path, quantizer_path
+from passes.quantize._placement import Placement, Site, place
+from passes.quantize._rules import PRODUCTS
+from passes.quantize._weights import weight_entries, weight_scales
+from passes.quantize.static import ActivationEntry, Call, StaticDecision
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+    from fxcompress.pipeline.context import Context
+    from passes.quantize.static import ActivationOptions, StaticOptions
+
+__all__ = ["decide"]
+
+
+@dataclass(frozen=True)
+class _Quantizer:
+    """A quantizer to be: its site in the graph, and its entry without a range."""
+
+    site: Site
+    entry: ActivationEntry
+
+
+def decide(program: Program, options: StaticOptions, context: Context) -> StaticDecision:
+    """Return the decision of `quantize.static`."""
+    ids = node_ids(program)
+    layers = choose_layers(program, options, ids)
+    products = [
+        node for node in program.nodes if options.products and op_name(node) in ("matmul", "bmm")
+    ]
+    placement = place(program.nodes, layers.chosen, products, layers.excluded)
+    declined = (*layers.declined, *_declined(program, placement, products, ids))
+    if not layers.chosen:
+        raise UsageError(
+            "there is no layer to quantise",
+            reason="; ".join(f"{each.node}: {each.reason}" for each in declined[:3]),
+            hint="select other layers, or take this pass out",
+        )
+    taken = {name for name, _ in program.module.named_modules()} | set(program.state())
+    quantizers = _quantizers(placement, options.activations, ids, taken)
+    weights = weight_entries(program, layers.chosen, options.weights, ids, taken)
+    if context.planning:
+        samples = f"known after calibration ({options.calibration} samples)"
+        return StaticDecision(
+            weights=weights,
+            activations=tuple(each.entry for each in quantizers),
+            declined=declined,
+            pending=tuple(f"{each.entry.path}.scale: {samples}" for each in quantizers),
+        )
+    measured = _measure(program, options, context, quantizers, ids)
+    input_scale = _input_scales(placement, quantizers, measured, ids)
+    return StaticDecision(
+        weights=weights,
+        activations=measured,
+        declined=declined,
+        arrays=weight_scales(program, weights, options.weights, input_scale),
+    )
+
+
+def _quantizers(
+    placement: Placement, options: ActivationOptions, ids: dict[fx.Node, str], taken: set[str]
+) -> list[_Quantizer]:
+    """Return the sites that add calls, in graph order, with paths of their own."""
+    order = {node: index for index, node in enumerate(ids)}
+    found = []
+    for site in sorted(
+        (site for site in placement.sites if site.calls), key=lambda s: min(map(order.get, s.calls))
+    ):
+        nodes = sorted(site.calls, key=order.__getitem__)
+        if site.fixed is not None:
+            path = str(site.fixed.target)
+        else:
+            path = free_path(quantizer_path(ids[nodes[0]]), taken)
+            taken.add(path)
+        entry = ActivationEntry(
+            path=path,
+            bits=options.bits,
+            signed=options.signed,
+            symmetric=options.symmetric,
+            calls=tuple(Call(node=ids[n], readers=_readers(site.calls[n], ids)) for n in nodes),
+            exists=site.fixed is not None,
+        )
+        found.append(_Quantizer(site, entry))
+    return found
+
+
+def _readers(users: Iterable[fx.Node] | None, ids: dict[fx.Node, str]) -> tuple[str, ...] | None:
+    return None if users is None else tuple(sorted(ids[user] for user in users))
+
+
+def _measure(
+    program: Program,
+    options: StaticOptions,
+    context: Context,
+    quantizers: list[_Quantizer],
+    ids: dict[fx.Node, str],
+) -> tuple[ActivationEntry, ...]:
+    """Calibrate, and return the entries with their ranges."""
+    chosen = options.activations
+    observers: dict[int, Observer] = {}
+    watched: dict[fx.Node, Observer] = {}
+    for index, quantizer in enumerate(quantizers):
+        if quantizer.site.fixed is None:
+            owner = ids[quantizer.site.owners[0]]
+            observer = make_observer(
+                chosen.observer,
+                owner,
+                search=chosen.search,
+                percentile=chosen.percentile,
+                momentum=chosen.momentum,
+            )
+            observers[index] = observer
+            watched.update(dict.fromkeys(quantizer.site.owners, observer))
+    calibrate(program, context.samples("calibration", options.calibration), watched)
+    return tuple(
+        _ranged(quantizer.entry, observers[index]) if index in observers else quantizer.entry
+        for index, quantizer in enumerate(quantizers)
+    )
+
+
+def _ranged(entry: ActivationEntry, observer: Observer) -> ActivationEntry:
+    fake = FakeQuantize(entry.bits, signed=entry.signed, symmetric=entry.symmetric)
+    low, high = observer.range(fake)
+    fake.fit(torch.tensor(low), torch.tensor(high))
+    return entry.model_copy(
+        update={
+            "low": low,
+            "high": high,
+            "scale": fake.scale.item(),
+            "zero_point": int(fake.zero_point),
+        }
+    )
+
+
+def _input_scales(
+    placement: Placement,
+    quantizers: list[_Quantizer],
+    measured: Iterable[ActivationEntry],
+    ids: dict[fx.Node, str],
+) -> Callable[[str], float | None]:
+    """Return the scale of the activation that a layer reads, by the layer's id."""
+    by_site = {id(q.site): entry.scale for q, entry in zip(quantizers, measured, strict=True)}
+    scales = {}
+    for node, site in placement.input_site.items():
+        if site.fixed is not None:
+            fixed = module_of(site.fixed)
+            scales[ids[node]] = float(fixed.scale) if isinstance(fixed.scale, Tensor) else None
+        else:
+            scales[ids[node]] = by_site.get(id(site))
+    return scales.get
+
+
+def _declined(
+    program: Program, placement: Placement, products: list[fx.Node], ids: dict[fx.Node, str]
+) -> Iterable[Declined]:
+    for node, reason, because in placement.declined:
+        names = tuple(ids[each] for each in because)
+        yield Declined(node=ids[node], reason=reason, because_of=names)
+    for node in program.nodes:
+        if op_name(node) in PRODUCTS and node not in products:
+            only = "" if op_name(node) in ("matmul", "bmm") else ", and has no integer kernel"
+            yield Declined(node=ids[node], reason=f"it multiplies two activations{only}")

@@ -1,0 +1,128 @@
+"""Quantizers of weights: where they go, and their scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress.errors import NumericsError
+from fxcompress.ir.ops import bind, module_of, op_name
+from fxcompress.nn import FakeQuantize, affine_parameters
+from passes.quantize._paths import free_path, quantizer_path
+from passes.quantize._search import mse_weight_range
+from passes.quantize.static import WeightEntry
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+    from passes.quantize.static import WeightOptions
+
+__all__ = ["weight_entries", "weight_scales"]
+
+# Room for the sum of products in an int32 accumulator beside the bias.
+_BIAS_LIMIT = 2.0**30
+
+
+def weight_entries(
+    program: Program,
+    layers: Iterable[fx.Node],
+    options: WeightOptions,
+    ids: Mapping[fx.Node, str],
+    taken: set[str],
+) -> tuple[WeightEntry, ...]:
+    """Return one quantizer per weight, in graph order; calls of one weight share it."""
+    groups: dict[str, list[fx.Node]] = {}
+    for node in layers:
+        groups.setdefault(_tensor_name(node), []).append(node)
+    entries = []
+    state = program.state()
+    for tensor, nodes in groups.items():
+        axis = _channel_axis(nodes[0]) if options.per == "channel" else None
+        path = free_path(_path(nodes[0], tensor), taken)
+        taken.add(path)
+        entries.append(
+            WeightEntry(
+                path=path,
+                tensor=tensor,
+                layers=tuple(ids[node] for node in nodes),
+                bits=options.bits,
+                axis=axis,
+                shape=() if axis is None else (state[tensor].shape[axis],),
+            )
+        )
+    return tuple(entries)
+
+
+def _path(node: fx.Node, tensor: str) -> str:
+    """Return `layer1.0.conv1_weight_fq`: beside the layer, which must stay without children."""
+    if node.op == "call_module":
+        return quantizer_path(str(node.target), "_weight_fq")
+    return quantizer_path(tensor)
+
+
+def _tensor_name(node: fx.Node) -> str:
+    if node.op == "call_module":
+        return f"{node.target}.weight"
+    return str(bind(node)["weight"].target)
+
+
+def _channel_axis(node: fx.Node) -> int | None:
+    """Return the weight's dimension of output channels, if it is one dimension."""
+    if not op_name(node).startswith("conv_transpose"):
+        return 0
+    groups = module_of(node).groups if node.op == "call_module" else bind(node).get("groups", 1)
+    return 1 if groups == 1 else None
+
+
+def weight_scales(
+    program: Program,
+    entries: Iterable[WeightEntry],
+    options: WeightOptions,
+    input_scale: Callable[[str], float | None],
+) -> dict[str, Tensor]:
+    """Return the scale of each entry by its path, float32 of the entry's shape.
+
+    Args:
+        program: Holds the weights.
+        entries: The quantizers.
+        options: How ranges are found.
+        input_scale: Layer id -> the scale of the activation it reads, where known.
+
+    Raises:
+        NumericsError: A weight holds a NaN or an infinity.
+    """
+    state = program.state()
+    scales = {}
+    for entry in entries:
+        weight = state[entry.tensor].detach().float()
+        if not bool(torch.isfinite(weight).all()):
+            raise NumericsError(
+                f"a NaN or an infinity in {entry.tensor}",
+                hint="check the weights that the model was given",
+                where=entry.tensor,
+            )
+        fake = FakeQuantize(entry.bits, narrow=True, axis=entry.axis, shape=entry.shape)
+        rows = _rows(weight, entry.axis)
+        low, high = (
+            rows.aminmax(dim=1) if options.observer == "minmax" else mse_weight_range(rows, fake)
+        )
+        scale, _ = affine_parameters(low, high, qmin=fake.qmin, qmax=fake.qmax, symmetric=True)
+        bias = state.get(f"{entry.tensor.removesuffix('weight')}bias")
+        for layer in entry.layers:
+            scale = _room_for_bias(scale, bias, input_scale(layer))
+        scales[entry.path] = scale.reshape(entry.shape)
+    return scales
+
+
+def _rows(weight: Tensor, axis: int | None) -> Tensor:
+    return weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).flatten(1)
+
+
+def _room_for_bias(scale: Tensor, bias: Tensor | None, input_scale: float | None) -> Tensor:
+    """Raise scales with which the bias, as integers at s_x·s_w, would overflow int32."""
+    if bias is None or input_scale is None:
+        return scale
+    least = bias.detach().float().abs() / (input_scale * _BIAS_LIMIT)
+    return torch.maximum(scale, least if scale.numel() == bias.numel() else least.max())
