@@ -25,7 +25,7 @@ __all__ = [
 
 VOCABULARY = 128
 _FIRST_WORD = 3  # 0 pads, 1 begins and 2 ends a sequence
-_TOKENS: Dynamic = {
+_TOKENS: dict[str, dict[int, str]] = {
     "input_ids": {0: "batch", 1: "seq"},
     "attention_mask": {0: "batch", 1: "seq"},
 }
@@ -48,7 +48,6 @@ def huggingface(
     `config` holds the arguments of the config class, or makes the config. The config class is named
     by `configuration`, or else is the architecture's own (`config_class`).
     """
-
     inputs, dynamic = feed
 
     def build() -> nn.Module:
@@ -176,7 +175,7 @@ def _ids(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
 
 
 def _mask(shape: tuple[int, int], seed: int, *, left: bool) -> Tensor:
-    """All ones for seed 0, which tempts a tracer to drop the mask; else row i lacks i + 1 sixths."""
+    """All ones for seed 0, which tempts a tracer to drop it; else row i lacks i + 1 sixths."""
     batch, length = shape
     mask = torch.ones(shape, dtype=torch.long)
     if seed == 0:

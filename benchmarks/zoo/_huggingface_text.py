@@ -1,4 +1,4 @@
-"""Hugging Face text models of the zoo: encoders, decoders, encoder-decoders, mixtures, state space."""
+"""Hugging Face text models of the zoo: encoders, decoders, both, mixtures, state space."""
 
 from __future__ import annotations
 
@@ -233,11 +233,6 @@ _STATE_SPACE: tuple[tuple[str, str, dict[str, Any]], ...] = (
         },
     ),
     (
-        "rwkv",
-        "RwkvForCausalLM",
-        {**_TOKENS, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2},
-    ),
-    (
         "recurrent_gemma",
         "RecurrentGemmaForCausalLM",
         {**_DECODER, "lru_width": 64, "attention_window_size": 8, "num_hidden_layers": 3},
@@ -322,6 +317,14 @@ MODELS: tuple[ZooModel, ...] = (
     *(
         huggingface(name, name, cls, config, text(left=True), "state_space")
         for name, cls, config in _STATE_SPACE
+    ),
+    huggingface(
+        "rwkv",
+        "rwkv",
+        "RwkvForCausalLM",
+        {**_TOKENS, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2},
+        text(mask=False),
+        "state_space",
     ),
     *(
         huggingface(name, name, cls, config, text(left=True), "mixture")

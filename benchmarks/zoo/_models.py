@@ -69,6 +69,8 @@ def randomise(model: nn.Module, example: Inputs) -> nn.Module:
                 and not isinstance(module, nn.Embedding)
             ):
                 _rescale(module, weight)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                _enlarge_scale(module.weight, generator)
         for parameter in model.parameters():
             _perturb_constant(parameter, generator)
         _settle_statistics(model, example)
@@ -81,6 +83,12 @@ def _rescale(module: nn.Module, weight: Tensor) -> None:
     deviation = weight.std().item() if weight.numel() > 1 else target
     if 0.0 < deviation < 0.5 * target:
         weight.mul_(target / deviation)
+
+
+def _enlarge_scale(weight: Tensor | None, generator: torch.Generator) -> None:
+    """Replace the small random or zero scales that some models start BatchNorm with."""
+    if weight is not None and weight.abs().max() < 0.3:
+        weight.copy_(_uniform(weight, 0.5, 1.5, generator))
 
 
 def _settle_statistics(model: nn.Module, example: Inputs) -> None:

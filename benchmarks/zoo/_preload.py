@@ -15,4 +15,4 @@ import transformers  # noqa: E402
 import transformers.modeling_utils  # noqa: E402
 
 torch.set_num_threads(1)
-transformers.logging.set_verbosity_error()
+transformers.logging.set_verbosity(transformers.logging.ERROR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 
 from ._measure import CHECKS, Result
 
@@ -35,15 +36,9 @@ def render(results: Sequence[Result], *, command: str) -> str:
 
 
 def _environment() -> str:
-    import timm
-    import torch
-    import torchvision
-    import transformers
-
-    versions = [(m.__name__, m.__version__) for m in (torch, torchvision, timm, transformers)]
-    return ", ".join(f"{name} {version}" for name, version in versions) + (
-        f", Python {platform.python_version()}"
-    )
+    packages = ("torch", "torchvision", "timm", "transformers")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    return f"{versions}, Python {platform.python_version()}"
 
 
 def _totals(results: Sequence[Result]) -> list[str]:

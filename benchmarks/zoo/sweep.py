@@ -138,8 +138,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(path: Path, results: Sequence[Result], command: str) -> None:
-    from . import _preload  # noqa: F401  (the page names the libraries' versions)
-
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render(results, command=command), encoding="utf-8")
     document = {"format_version": "1.0", "models": [as_document(result) for result in results]}
