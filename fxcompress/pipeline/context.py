@@ -50,6 +50,7 @@ class Context:
         name: The run's name.
         spec: Digest of the spec and all it extends and names; empty when composed in code.
         metric: `(callable model) -> float` on the spec's metric and split, if there is one.
+        reproduce: Further entries (`data`, `metric`) of the spec that reproduces a failure.
         on_progress: Called with `(text, done, total)`.
         read: Per split, the digest of each batch that was read through `batches`, in order.
     """
@@ -61,6 +62,7 @@ class Context:
     name: str = "run"
     spec: str = ""
     metric: Callable[[Callable[..., Any]], float] | None = None
+    reproduce: Mapping[str, Any] = field(default_factory=dict)
     on_progress: Callable[[str, int, int | None], None] | None = None
     read: dict[str, list[str]] = field(default_factory=dict)
 

@@ -37,28 +37,22 @@ def finish(rewriter: GraphRewriter) -> tuple[Program, tuple[Edit, ...]]:
 
 def propagate_changes(rewriter: GraphRewriter) -> None:
     """Recompute `meta["val"]` of every node that may have another type now."""
-    dirty: set[fx.Node] = set()
-    rebuilt = rewriter.touched_modules
     retyped = {name for name in rewriter.touched_tensors if _type_changed(rewriter, name)}
-    for node in rewriter.graph.nodes:
-        if (
-            node in rewriter.touched_nodes
-            or (node.op == "call_module" and _below(str(node.target), rebuilt, retyped))
-            or (node.op == "get_attr" and node.target in retyped)
-            or any(operand in dirty for operand in node.all_input_nodes)
-        ):
-            dirty.add(node)
-    if dirty:
-        propagate(rewriter.program, [node for node in rewriter.graph.nodes if node in dirty])
-
-
-def _below(path: str, modules: set[str], tensors: set[str]) -> bool:
-    inside = f"{path}."
-    return (
-        path in modules
-        or any(each.startswith(inside) for each in modules)
-        or any(name.startswith(inside) for name in tensors)
-    )
+    # A call is affected by what changed at its module, below it or above it.
+    within = {up for name in retyped | rewriter.touched_modules for up in (name, *_prefixes(name))}
+    changed = [
+        node
+        for node in rewriter.graph.nodes
+        if node in rewriter.touched_nodes
+        or (node.op == "get_attr" and node.target in retyped)
+        or (node.op == "call_module" and str(node.target) in within)
+        or (
+            node.op == "call_module"
+            and not rewriter.touched_modules.isdisjoint(_prefixes(str(node.target)))
+        )
+    ]
+    if changed:
+        propagate(rewriter.program, changed)
 
 
 def _type_changed(rewriter: GraphRewriter, name: str) -> bool:
@@ -87,10 +81,9 @@ def _remove_dead_nodes(graph: fx.Graph) -> None:
 def _mutates(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return (
-        (node.op in ("call_function", "call_method")
-        and (name.endswith("_") and not name.startswith("__")))
-        or name in ("setitem", "__setitem__")
-    )
+        node.op in ("call_function", "call_method")
+        and (name.endswith("_") and not name.startswith("__"))
+    ) or name in ("setitem", "__setitem__")
 
 
 def _called(graph: fx.Graph) -> set[str]:
@@ -108,7 +101,7 @@ def _remove_unused_modules(rewriter: GraphRewriter) -> None:
     for path in sorted(candidates - called):
         if rewriter.tree.find(path) is None or any(each.startswith(f"{path}.") for each in called):
             continue
-        inside = [name for name in _names_below(rewriter, path)]
+        inside = list(_names_below(rewriter, path))
         rewriter.touched_modules.add(path)
         rewriter.touched_tensors.update(inside)
         if any(name in read for name in inside):

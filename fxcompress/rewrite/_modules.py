@@ -1,4 +1,4 @@
-"""Copy-on-write for a module tree whose modules another Program may share."""
+"""A module tree by qualified names: find, set and delete modules and tensors."""
 
 from collections.abc import Iterator, Mapping
 
@@ -14,29 +14,14 @@ def split(name: str) -> tuple[str, str]:
     return parent, leaf
 
 
-def shallow_copy(module: nn.Module) -> nn.Module:
-    """Return a module of the same class with its own attribute tables and the same tensors."""
-    copied = module.__class__.__new__(module.__class__)
-    copied.__dict__ = {
-        key: value.copy() if isinstance(value, (dict, set)) else value
-        for key, value in module.__dict__.items()
-    }
-    return copied
-
-
 class ModuleTree:
     """The modules and tensors below `root`, by qualified name.
 
-    A module that `original` holds too is copied, with its parents, before it is written.
+    `root` is a copy whose module objects are its own; only tensors are shared with the original.
     """
 
-    def __init__(self, root: fx.GraphModule, original: fx.GraphModule) -> None:
+    def __init__(self, root: fx.GraphModule) -> None:
         self.root = root
-        self._shared = {id(module) for module in original.modules()}
-
-    def has(self, path: str) -> bool:
-        """Whether there is a module of that name."""
-        return self.find(path) is not None
 
     def find(self, path: str) -> nn.Module | None:
         """Return the module of that name, or None."""
@@ -48,12 +33,13 @@ class ModuleTree:
             module = child
         return module
 
-    def writable(self, path: str, *, create: bool = False) -> nn.Module:
-        """Return the module of that name, safe to change; with `create`, parents are made.
+    def parent(self, name: str, *, create: bool = False) -> tuple[nn.Module, str]:
+        """Return the module that holds `name`, and the last part of the name.
 
         Raises:
-            KeyError: There is none of that name.
+            KeyError: There is no such module, and `create` does not ask to make it.
         """
+        path, leaf = split(name)
         module: nn.Module = self.root
         for part in path.split(".") if path else ():
             child = module._modules.get(part)
@@ -62,21 +48,18 @@ class ModuleTree:
                     raise KeyError(path)
                 child = nn.Module().train(self.root.training)
                 module._modules[part] = child
-            elif id(child) in self._shared:
-                child = shallow_copy(child)
-                module._modules[part] = child
             module = child
-        return module
+        return module, leaf
 
     def set(self, path: str, module: nn.Module) -> None:
         """Put a module under a name."""
-        parent, leaf = split(path)
-        self.writable(parent, create=True)._modules[leaf] = module
+        parent, leaf = self.parent(path, create=True)
+        parent._modules[leaf] = module
 
     def delete(self, path: str) -> None:
         """Remove a module and whatever is below it."""
-        parent, leaf = split(path)
-        del self.writable(parent)._modules[leaf]
+        parent, leaf = self.parent(path)
+        del parent._modules[leaf]
 
     def tensor(self, name: str) -> torch.Tensor | None:
         """Return the parameter or buffer of that name, or None."""
@@ -89,15 +72,17 @@ class ModuleTree:
 
     def set_tensor(self, name: str, tensor: torch.Tensor) -> None:
         """Replace a parameter (by a parameter) or a buffer."""
-        parent, leaf = split(name)
-        module = self.writable(parent)
+        module, leaf = self.parent(name)
         table = module._parameters if isinstance(tensor, nn.Parameter) else module._buffers
         table[leaf] = tensor  # type: ignore[assignment]
+        if isinstance(module, nn.RNNBase):
+            # Recurrent modules keep a second list of their weights.
+            names = module._flat_weights_names
+            module._flat_weights = [getattr(module, each, None) for each in names]
 
     def add_tensor(self, name: str, tensor: torch.Tensor) -> None:
         """Register a parameter or a persistent buffer."""
-        parent, leaf = split(name)
-        module = self.writable(parent, create=True)
+        module, leaf = self.parent(name, create=True)
         if isinstance(tensor, nn.Parameter):
             module.register_parameter(leaf, tensor)
         else:
@@ -109,8 +94,7 @@ class ModuleTree:
         A leaf module whose class registers the name (`bias`) keeps it as None; a container, which
         only held it for the graph, loses the name.
         """
-        parent, leaf = split(name)
-        module = self.writable(parent)
+        module, leaf = self.parent(name)
         tables: tuple[dict[str, object], ...] = (module._parameters, module._buffers)  # type: ignore[assignment]
         for table in tables:
             if leaf in table:

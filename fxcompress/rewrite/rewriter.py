@@ -39,7 +39,7 @@ class GraphRewriter:
     def __init__(self, program: Program) -> None:
         self.before = program
         self._program = program.copy()
-        self.tree = ModuleTree(self._program.module, program.module)
+        self.tree = ModuleTree(self._program.module)
         ids = node_ids(program)
         self._ids = {
             new: ids[old] for old, new in zip(program.nodes, self._program.nodes, strict=True)
@@ -298,7 +298,9 @@ class GraphRewriter:
             value = _parameter(value, trainable=current.requires_grad)
         for each in self.tied(name) if tied else (name,):
             self.tree.set_tensor(each, value)
-            self.touched_tensors.add(each)
+        # One module object may stand under several names.
+        same = {each for each in self.tied(name) if self.tree.tensor(each) is value}
+        self.touched_tensors.update({name, *same})
 
     def add_tensor(self, name: str, tensor: torch.Tensor, *, trainable: bool) -> None:
         """Add a parameter (`trainable`) or a persistent buffer.
@@ -318,7 +320,8 @@ class GraphRewriter:
         self._open()
         self.get_tensor(name)
         self.tree.delete_tensor(name)
-        self.touched_tensors.add(name)
+        gone = {each for each in self.tied(name) if self.tree.tensor(each) is None}
+        self.touched_tensors.update({name, *gone})
 
     def untie(self, name: str) -> None:
         """Declare that `name` no longer shares the tensor of its other names."""

@@ -1,0 +1,101 @@
+"""What a failing pass leaves for its reader: the error, the graph, and a spec that fails again."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from fxcompress._files import write_text
+from fxcompress.errors import FxCompressError, PassError, RunFolderError
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+    from fxcompress.pipeline.context import Context
+    from fxcompress.pipeline.records import RunRecord
+    from fxcompress.pipeline.run_folder import RunFolder
+    from fxcompress.pipeline.steps import Step
+
+__all__ = ["explained", "keep"]
+
+EXCERPT = 12
+"""Lines of the graph shown around the node that an error names."""
+
+
+def explained(error: Exception, step: Step) -> FxCompressError:
+    """Return an error for a person: the one given, or a PassError around it."""
+    if isinstance(error, FxCompressError):
+        error.add_note(f"in pass {step.id} ({step.use}){f', {step.where}' if step.where else ''}")
+        return error
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return PassError(
+        f"pass {step.id} failed",
+        reason=f"{type(error).__name__}: {error}",
+        hint=f"it was raised at {place.filename}:{place.lineno}; this is a mistake in {step.use}",
+        where=step.where or None,
+    )
+
+
+def keep(
+    folder: RunFolder,
+    record: RunRecord,
+    program: Program,
+    step: Step,
+    error: FxCompressError,
+    context: Context,
+) -> None:
+    """Write `failure/` and the failed record, and tell the error where they are.
+
+    The last good Program goes to `failure/program.fxp`; `failure/spec.yaml` applies only the step
+    that failed to it.
+    """
+    # A full disk may be why the pass failed: its error matters, not that of these files.
+    with contextlib.suppress(OSError, RunFolderError):
+        shutil.rmtree(folder.failure, ignore_errors=True)
+        folder.failure.mkdir()
+        text = program.text(state=False)
+        write_text(folder.failure / "graph.fxg", text)
+        trace = "".join(traceback.format_exception(error))
+        write_text(folder.failure / "error.txt", f"{error}\n\n{excerpt(text, error)}\n\n{trace}")
+        program.save(folder.failure / "program.fxp")
+        write_text(folder.failure / "spec.yaml", reproducer(step, context))
+        folder.write(record)
+        error.add_note(f"the graph and a spec that fails again are in {folder.failure}")
+
+
+def excerpt(text: str, error: FxCompressError) -> str:
+    """Return the lines of a graph's text around the node that an error names."""
+    lines = text.splitlines()
+    subject = f"%{error.where} " if error.where else None
+    for number, line in enumerate(lines):
+        if subject is not None and line.lstrip().startswith(subject):
+            first = max(0, number - EXCERPT // 2)
+            marked = [
+                f"{'>' if index == number else ' '} {each}"
+                for index, each in enumerate(lines[first : number + EXCERPT // 2], start=first)
+            ]
+            return "\n".join(marked)
+    return "\n".join(lines[:EXCERPT])
+
+
+def reproducer(step: Step, context: Context) -> str:
+    """Return a spec that applies one step to the last good Program."""
+    from ruamel.yaml import YAML
+
+    options = step.options.model_dump(mode="json", exclude_defaults=True, by_alias=True)
+    document: dict[str, Any] = {
+        "fxcompress": 1,
+        "name": f"{context.name}-{step.id}",
+        "model": {"program": "program.fxp"},
+        "seed": context.seed,
+        **context.reproduce,
+        "passes": [{"use": step.use, "id": step.id, **options}],
+    }
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(document, stream)
+    return stream.getvalue()

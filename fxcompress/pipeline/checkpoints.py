@@ -1,0 +1,210 @@
+"""Checkpoints: after every pass the graph, the tensors that changed, the decision and the record.
+
+    checkpoints/00-original/          the Program as it was given
+    checkpoints/01-<id>/
+        program.json                  the graph, without tensors
+        state.safetensors             tensors that this pass changed or added
+        decision.safetensors          arrays of the decision, where it has any
+        record.json                   PassRecord
+        manifest.json                 decision, hashes of the files, and where every tensor is
+
+A checkpoint appears as a whole (written aside, synced, renamed) or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from fxcompress._files import replaced_folder, write_text
+from fxcompress.errors import FxCompressError, RunFolderError
+from fxcompress.ir.storage import graph_to_json, program_from_json
+from fxcompress.pipeline._tensor_file import write_tensors
+from fxcompress.pipeline.lock import PassLock, load_arrays, save_arrays
+from fxcompress.pipeline.records import FORMAT_VERSION, PassRecord
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+
+__all__ = ["Checkpoint", "Checkpoints"]
+
+ORIGINAL = "00-original"
+GRAPH, STATE, ARRAYS = "program.json", "state.safetensors", "decision.safetensors"
+RECORD, MANIFEST = "record.json", "manifest.json"
+
+
+class Manifest(BaseModel):
+    """What a checkpoint holds.
+
+    Attributes:
+        tensors: Name of every tensor -> the checkpoint whose file has it, and its name there.
+        files: Hash of each file.
+        entry: The pass's decision; None for the original.
+        read: Digests of the batches read so far, per split.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: str = FORMAT_VERSION
+    tensors: Mapping[str, tuple[str, str]]
+    files: Mapping[str, str]
+    entry: PassLock | None = None
+    read: Mapping[str, tuple[str, ...]] = {}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint, read."""
+
+    name: str
+    manifest: Manifest
+    record: PassRecord | None
+    arrays: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, in order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._where: dict[int, tuple[str, str]] = {}
+        self._alive: dict[int, torch.Tensor] = {}
+
+    def write(
+        self,
+        program: Program,
+        *,
+        index: int = 0,
+        record: PassRecord | None = None,
+        entry: PassLock | None = None,
+        arrays: Mapping[str, Any] | None = None,
+        read: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Write the state after a pass (index 0: the original).
+
+        Raises:
+            RunFolderError: The disk is full, or the folder cannot be written; what was there stays.
+        """
+        name = ORIGINAL if record is None else f"{index:02d}-{record.id}"
+        state = program.state()
+        known = {id(t): self._where[id(t)] for t in state.values() if id(t) in self._where}
+        fresh: dict[str, torch.Tensor] = {}
+        for key, tensor in state.items():
+            if id(tensor) not in known:
+                known[id(tensor)] = (name, key)
+                fresh[key] = tensor
+        with replaced_folder(self.folder / name) as folder:
+            hashes = {GRAPH: _write_json(folder / GRAPH, graph_to_json(program))}
+            hashes[STATE] = write_tensors(folder / STATE, fresh)
+            if arrays:
+                save_arrays(folder / ARRAYS, arrays)
+                hashes[ARRAYS] = _sha(folder / ARRAYS)
+            if record is not None:
+                hashes[RECORD] = _write_json(folder / RECORD, record.model_dump(mode="json"))
+            manifest = Manifest(
+                tensors={key: known[id(tensor)] for key, tensor in state.items()},
+                files=hashes,
+                entry=entry,
+                read={split: tuple(each) for split, each in (read or {}).items()},
+            )
+            write_text(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+        # Identities stay valid only for as long as the tensors live.
+        self._where, self._alive = known, {id(t): t for t in state.values()}
+
+    def completed(self, steps: Sequence[str]) -> list[Checkpoint]:
+        """Return the original's checkpoint and those of the leading steps that are complete.
+
+        Raises:
+            RunFolderError: One is damaged.
+        """
+        found: list[Checkpoint] = []
+        names = [ORIGINAL, *(f"{i:02d}-{step}" for i, step in enumerate(steps, start=1))]
+        for name in names:
+            if not (self.folder / name / MANIFEST).exists():
+                break
+            found.append(self.read(name))
+        return found
+
+    def read(self, name: str) -> Checkpoint:
+        """Read a checkpoint's documents, not its Program.
+
+        Raises:
+            RunFolderError: It is damaged.
+        """
+        folder = self.folder / name
+        try:
+            manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+            for file, expected in manifest.files.items():
+                if _sha(folder / file) != expected:
+                    raise _damaged(folder / file, "its hash is not the one that was written")
+            record = None
+            if RECORD in manifest.files:
+                record = PassRecord.model_validate_json((folder / RECORD).read_bytes())
+            arrays = load_arrays(folder / ARRAYS) if ARRAYS in manifest.files else {}
+        except (OSError, ValidationError) as error:
+            raise _damaged(folder, str(error).splitlines()[0]) from error
+        return Checkpoint(name, manifest, record, arrays)
+
+    def load(self, checkpoint: Checkpoint, *, remember: bool = False) -> Program:
+        """Build the Program of a checkpoint.
+
+        Args:
+            checkpoint: Which.
+            remember: The next checkpoint will refer to this one's tensors.
+
+        Raises:
+            RunFolderError: It is damaged.
+        """
+        import json
+
+        try:
+            document = json.loads((self.folder / checkpoint.name / GRAPH).read_text())
+            program = program_from_json(document, self._tensors(checkpoint.manifest.tensors))
+        except (OSError, ValueError, KeyError, SafetensorError, FxCompressError) as error:
+            raise _damaged(self.folder / checkpoint.name, str(error).splitlines()[0]) from error
+        if remember:
+            state = program.state()
+            self._where = {id(t): checkpoint.manifest.tensors[key] for key, t in state.items()}
+            self._alive = {id(t): t for t in state.values()}
+        return program
+
+    def _tensors(self, places: Mapping[str, tuple[str, str]]) -> dict[str, torch.Tensor]:
+        """Read tensors, each once however many names it has."""
+        wanted: dict[str, set[str]] = {}
+        for name, key in places.values():
+            wanted.setdefault(name, set()).add(key)
+        read: dict[tuple[str, str], torch.Tensor] = {}
+        for name, keys in wanted.items():
+            with safe_open(str(self.folder / name / STATE), framework="pt") as file:
+                for key in keys:
+                    read[(name, key)] = file.get_tensor(key)
+        return {name: read[tuple(place)] for name, place in places.items()}
+
+
+def _write_json(path: Path, document: object) -> str:
+    import json
+
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    write_text(path, text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(path: Path, reason: str) -> RunFolderError:
+    return RunFolderError(
+        "a checkpoint is damaged",
+        reason=reason,
+        hint="start the run again with --force, or in another folder",
+        where=str(path),
+    )

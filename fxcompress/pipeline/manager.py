@@ -1,0 +1,243 @@
+"""Run a pipeline: pass by pass, proved, checkpointed, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxcompress._files import write_text
+from fxcompress.analysis import cost
+from fxcompress.errors import LockError, ModelError, RunFolderError
+from fxcompress.pipeline import _failure
+from fxcompress.pipeline._identity import Identity
+from fxcompress.pipeline._step import Applied, StepRunner
+from fxcompress.pipeline.checkpoints import Checkpoints
+from fxcompress.pipeline.lock import Lock, data_now
+from fxcompress.pipeline.proofs import Digests, Probing, check_finite, has_values
+from fxcompress.pipeline.records import RunRecord
+from fxcompress.pipeline.run_folder import RunFolder
+from fxcompress.pipeline.steps import Event, OnEvent, Pipeline, Step
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+    from fxcompress.pipeline.context import Context
+    from fxcompress.pipeline.plans import Plan
+
+__all__ = ["Execution", "execute"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What a run came to.
+
+    Attributes:
+        original: The Program given.
+        program: The Program after the last pass.
+        record: What every pass did.
+        lock: Every decision, and hashes of what they were made from.
+        folder: The run folder, or None.
+    """
+
+    original: Program
+    program: Program
+    record: RunRecord
+    lock: Lock
+    folder: Path | None = None
+
+
+def execute(
+    program: Program,
+    steps: Sequence[Step],
+    context: Context,
+    run_dir: str | Path | RunFolder | None = None,
+    *,
+    lock: Lock | None = None,
+    plan: Plan | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    documents: Mapping[str, str] | None = None,
+    on_event: OnEvent | None = None,
+) -> Execution:
+    """Apply steps to a Program; nothing that is given is changed.
+
+    Args:
+        program: The original, with real weights.
+        steps: What to do, in order.
+        context: Data, seed and provenance; passes see a copy that holds the original.
+        run_dir: Where to keep checkpoints, lock and record. An open `RunFolder` stays open.
+        lock: Replay these decisions instead of deciding; any drift is an error.
+        plan: Refuse unless everything is as it was planned, decisions included.
+        resume: Go on with the run in `run_dir` after its last complete checkpoint.
+        overwrite: Throw away the run in `run_dir`.
+        documents: Texts to keep in the run folder, by file name (`spec.resolved.yaml`).
+        on_event: Told of every step's start, progress and end.
+
+    Raises:
+        FxCompressError: A check, a pass or the folder failed. The run folder keeps the last good
+            state and, in `failure/`, what reproduces the error.
+    """
+    pipeline = Pipeline(tuple(steps))
+    with ExitStack() as stack:
+        folder: RunFolder | None = None
+        if isinstance(run_dir, RunFolder):
+            folder = run_dir
+        elif run_dir is not None:
+            folder = stack.enter_context(RunFolder(run_dir, resume=resume, overwrite=overwrite))
+        elif resume:
+            raise RunFolderError("there is nothing to resume", reason="no run folder was given")
+        run = _Run(program, pipeline, context, folder, on_event)
+        return run.go(lock, plan, documents or {})
+
+
+@dataclass
+class _Run:
+    original: Program
+    pipeline: Pipeline
+    context: Context
+    folder: RunFolder | None
+    on_event: OnEvent | None
+    checkpoints: Checkpoints | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.checkpoints = Checkpoints(self.folder.checkpoints) if self.folder else None
+        self.context = replace(self.context, original=self.original, planning=False, read={})
+
+    def go(self, lock: Lock | None, plan: Plan | None, documents: Mapping[str, str]) -> Execution:
+        """Check, then apply every step that is not done yet."""
+        if not has_values(self.original):
+            raise ModelError(
+                "the weights have no values",
+                reason="they are on the meta device",
+                hint="load weights, or use `plan`, which needs none",
+            )
+        self.original.verify()
+        check_finite(self.original)
+        digests = Digests()
+        identity = Identity.of(self.original, self.pipeline, self.context, digests)
+        self._check_lock(identity, lock)
+        if plan is not None:
+            plan.check(identity.lock(), self.pipeline)
+        original_cost = cost(self.original).summary()
+        record = identity.record(self.pipeline, original_cost)
+        probing = Probing.of(self.original, self.context.seed)
+        program, record, made = self._begin(record, identity.lock(), documents)
+        if record.passes:
+            probing.measure(program)
+            digests.take(program)
+        runner = StepRunner(self.context, digests, probing, record.result, lock)
+        for index, step in enumerate(self.pipeline, start=1):
+            if index <= len(record.passes):
+                self._tell("resume", index, step)
+                continue
+            applied = self._apply(runner, index, step, program, record)
+            if plan is not None:
+                plan.check_decision(step, applied.entry, applied.decision)
+            made = made.with_pass(applied.entry, applied.decision.arrays, self.context.read)
+            program = applied.program
+            record = record.model_copy(update={"passes": (*record.passes, applied.record)})
+            self._keep(index, applied, record)
+        if lock is not None:
+            # A replayed decision reads no data; what it was made from stays on record.
+            made = made.model_copy(update={"data": lock.data})
+        record = record.model_copy(update={"state": "done"})
+        self._end(record, made, program)
+        path = self.folder.path if self.folder else None
+        return Execution(self.original, program, record, made, path)
+
+    def _check_lock(self, identity: Identity, lock: Lock | None) -> None:
+        if lock is None:
+            return
+        now = identity.lock().model_copy(update={"data": data_now(lock, self.context)})
+        drift = lock.drift(now, self.pipeline)
+        if drift:
+            raise LockError(
+                "the lock does not match what is here",
+                reason="; ".join(drift),
+                hint="run without --locked to decide again and write a new lock",
+            )
+
+    def _begin(
+        self, record: RunRecord, lock: Lock, documents: Mapping[str, str]
+    ) -> tuple[Program, RunRecord, Lock]:
+        """Claim the folder; return where to start from."""
+        if self.folder is None or self.checkpoints is None:
+            return self.original, record, lock
+        found = self.folder.begin(record)
+        for name, text in documents.items():
+            write_text(self.folder.path / name, text)
+        done = self.checkpoints.completed(record.steps) if found is not None else []
+        if not done:
+            self.checkpoints.write(self.original)
+            return self.original, record, lock
+        for checkpoint in done[1:]:
+            entry = checkpoint.manifest.entry
+            assert entry is not None, "every checkpoint but the first is a pass's"
+            self.context.read = {s: list(each) for s, each in checkpoint.manifest.read.items()}
+            lock = lock.with_pass(entry, checkpoint.arrays, self.context.read)
+        passes = tuple(each.record for each in done if each.record is not None)
+        record = record.model_copy(update={"passes": passes})
+        self.folder.write(record)
+        program = self.checkpoints.load(done[-1], remember=True)
+        return program, record, lock
+
+    def _apply(
+        self, runner: StepRunner, index: int, step: Step, program: Program, record: RunRecord
+    ) -> Applied:
+        self._tell("start", index, step)
+        told = self.context.on_progress
+
+        def progress(text: str, done: int, total: int | None) -> None:
+            if told is not None:
+                told(text, done, total)
+            self._tell("progress", index, step, text, done, total)
+
+        runner.context.on_progress = progress
+        try:
+            applied = runner.apply(index, step, program)
+        except Exception as error:
+            raised = _failure.explained(error, step)
+            if self.folder is not None:
+                failed = record.model_copy(update={"state": "failed", "error": str(raised)})
+                _failure.keep(self.folder, failed, program, step, raised, self.context)
+            if raised is error:
+                raise
+            raise raised from error
+        finally:
+            runner.context.on_progress = told
+        self._tell("end", index, step)
+        return applied
+
+    def _keep(self, index: int, applied: Applied, record: RunRecord) -> None:
+        if self.folder is None or self.checkpoints is None:
+            return
+        self.checkpoints.write(
+            applied.program,
+            index=index,
+            record=applied.record,
+            entry=applied.entry,
+            arrays=applied.decision.arrays,
+            read=self.context.read,
+        )
+        self.folder.write(record)
+
+    def _end(self, record: RunRecord, lock: Lock, program: Program) -> None:
+        if self.folder is None:
+            return
+        lock.save(self.folder.path)
+        write_text(self.folder.path / "graph.fxg", program.text())
+        self.folder.write(record)
+
+    def _tell(
+        self,
+        kind: Any,
+        index: int,
+        step: Step,
+        text: str = "",
+        done: int = 0,
+        total: int | None = None,
+    ) -> None:
+        if self.on_event is not None:
+            self.on_event(Event(kind, step.id, index, len(self.pipeline), text, done, total))
