@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 
@@ -10,6 +11,9 @@ def lazy_exports(
     package: str, table: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` and `__all__` for a package whose names load on first use.
+
+    A public name wins over a submodule of the same name (`fxcompress.ir.diff` is the function,
+    whether or not the module `diff` was imported before).
 
     Args:
         package: The package's `__name__`.
@@ -24,4 +28,14 @@ def lazy_exports(
         setattr(sys.modules[package], name, value)
         return value
 
+    class LazyPackage(ModuleType):
+        """A package that import cannot make forget its public names."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            # The import system binds a submodule to its package right after running it.
+            if isinstance(value, ModuleType) and table.get(name) == name:
+                value = getattr(value, name)
+            super().__setattr__(name, value)
+
+    sys.modules[package].__class__ = LazyPackage
     return getattr_, lambda: names, names
