@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
@@ -16,6 +16,9 @@ from fxcompress.errors import EmitError
 from fxcompress.ir.signature import Dim
 
 __all__ = ["Exported", "export_program"]
+
+
+_TRACES: Final = ("stack_trace", "source_fn_stack", "from_node")
 
 
 class Exported:
@@ -56,9 +59,16 @@ def export_program(plain: PlainProgram, dims: Mapping[str, Dim], example: Leaves
 def _export(
     plain: PlainProgram, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
 ) -> torch.export.ExportedProgram:
-    return torch.export.export(
+    program = torch.export.export(
         plain.module, args, kwargs, dynamic_shapes=shapes or None, strict=False
     )
+    for graph_module in program.graph_module.modules():
+        if isinstance(graph_module, torch.fx.GraphModule):
+            for node in graph_module.graph.nodes:
+                # Paths on the machine that exported; they would also be most of the file.
+                for key in _TRACES:
+                    node.meta.pop(key, None)
+    return program
 
 
 def _refused(error: Exception) -> EmitError:

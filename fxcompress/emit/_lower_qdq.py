@@ -35,7 +35,7 @@ from fxcompress.nn import (
     OperandLinear,
 )
 
-__all__ = ["IntegerWeight", "Lowered", "is_quantized", "lower", "register_decomposed"]
+__all__ = ["IntegerWeight", "Lowered", "Rounding", "is_quantized", "lower", "register_decomposed"]
 
 _CONVOLUTIONS: Final[dict[type[nn.Module], Callable[..., Tensor]]] = {
     OperandConv1d: F.conv1d,
@@ -89,6 +89,24 @@ class IntegerWeight(nn.Module):
         return (weight * cast(Tensor, self.scale)).reshape(shape).to(self.dtype)
 
 
+class Rounding(nn.Module):
+    """A fake-quantize of activations with one scale, in the fewest operations.
+
+    `round(x / scale)` is clamped to the integers less the zero point, which then never occurs.
+    """
+
+    def __init__(self, quantizer: FakeQuantize) -> None:
+        super().__init__()
+        zero_point = int(quantizer.zero_point)
+        self.scale = float(quantizer.scale)
+        self.low, self.high = quantizer.qmin - zero_point, quantizer.qmax - zero_point
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` rounded; half precision is divided as float, which rounds once only."""
+        levels = (x.float() / self.scale).round().clamp(self.low, self.high)
+        return (levels * self.scale).to(x.dtype)
+
+
 def is_quantized(module: fx.GraphModule) -> bool:
     """Whether the graph holds any fake-quantize node."""
     return any(_quantizer(node) is not None for node in module.graph.nodes)
@@ -96,7 +114,7 @@ def is_quantized(module: fx.GraphModule) -> bool:
 
 def register_decomposed() -> Any:
     """Return `torch.ops.quantized_decomposed`, its operators registered by torch itself."""
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  # registers on import
+    import torch.ao.quantization.fx._decomposed  # registers on import
 
     return torch.ops.quantized_decomposed
 
@@ -117,6 +135,7 @@ def lower(module: fx.GraphModule, form: str, *, integer_bias: bool = False) -> L
         for node in weights:
             _store(module, node)
             node.args = ()
+        _write_rounding(module)
     else:
         _Decomposed(module, done, integer_bias).run(weights)
     module.graph.eliminate_dead_code()
@@ -156,6 +175,14 @@ def _store(module: fx.GraphModule, node: fx.Node) -> IntegerWeight:
     stored = IntegerWeight(quantizer, _attribute(module, str(source.target)).detach())
     module.set_submodule(str(node.target), stored)
     return stored
+
+
+def _write_rounding(module: fx.GraphModule) -> None:
+    for node in module.graph.nodes:
+        quantizer = _quantizer(node)
+        if quantizer is not None and quantizer.axis is None:
+            # Called again where the scale passes through an op: by then it is replaced already.
+            module.set_submodule(str(node.target), Rounding(quantizer))
 
 
 def _attribute(module: nn.Module, target: str) -> Tensor:

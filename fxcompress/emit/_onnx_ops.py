@@ -11,6 +11,8 @@ from fxcompress.emit._lower_qdq import register_decomposed
 
 __all__ = ["translations"]
 
+# onnx.TensorProto.INT32
+_INT32 = 6
 _RANGES = {"u8": (0, 255), "s8": (-128, 127)}
 
 
@@ -64,10 +66,14 @@ def _dequantize_per_channel(
 ) -> Any:
     from onnxscript import opset18 as op
 
-    if zero_points is None:
-        floats = op.DequantizeLinear(input, scales, axis=axis)
+    if zero_points is not None:
+        points = op.Cast(zero_points, to=dtype)
+    elif dtype == _INT32:
+        points = None
     else:
-        floats = op.DequantizeLinear(input, scales, op.Cast(zero_points, to=dtype), axis=axis)
+        # onnxruntime makes no integer Gemm of a weight whose zero point is left to the default.
+        points = _integers(op, [0] * scales.shape[0], dtype)
+    floats = op.DequantizeLinear(input, scales, points, axis=axis)
     return _cast(op, floats, out_dtype)
 
 
@@ -76,6 +82,10 @@ def _float(op: Any, value: float) -> Any:
 
 
 def _integer(op: Any, value: int, dtype: int) -> Any:
+    return _integers(op, value, dtype)
+
+
+def _integers(op: Any, value: int | list[int], dtype: int) -> Any:
     import onnx_ir
 
     kind = onnx_ir.DataType(dtype)

@@ -16,8 +16,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fxcompress.ir.program import Program
 from fxcompress.ir._calling import CallLike
+from fxcompress.ir.program import Program
 from fxcompress.ir.signature import Parameter, Signature
 
 __all__ = ["Call", "PlainProgram", "plain_program"]

@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from fxcompress.errors import EmitError
-from fxcompress.ir.program import Program
 from fxcompress.ir.ops import module_of, op_name
+from fxcompress.ir.program import Program
 from fxcompress.ir.signature import Dim, TensorInput
 
 __all__ = ["Leaves", "probes"]

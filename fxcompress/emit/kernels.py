@@ -33,8 +33,9 @@ def runtime_kernels(path: str | Path) -> Counter[str]:
         MissingExtraError: onnx or onnxruntime is not installed.
     """
     need_onnx()
-    import onnx
     import onnxruntime
+
+    import onnx
 
     with tempfile.TemporaryDirectory(prefix="fxcompress-") as folder:
         optimized = Path(folder) / "optimized.onnx"

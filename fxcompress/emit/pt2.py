@@ -32,6 +32,8 @@ def write(job: Job) -> Written:
     form = job.options.pt2.quantized
     lowered = lower(plain.module, form) if job.quantized else None
     exported = export_program(plain, job.program.dims, job.example)
+    # A file for other people must not carry a batch of the user's data.
+    exported.program._example_inputs = None
     name = job.file("pt2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
