@@ -11,7 +11,7 @@ from torch import fx
 from fxcompress.errors import PassError
 from fxcompress.ir.modules import describe
 from fxcompress.ir.naming import node_ids
-from fxcompress.ir.ops import attributes, op_name
+from fxcompress.ir.text import NodeLine, text_of, type_text
 from fxcompress.rewrite._modules import split, state_of
 from fxcompress.rewrite.edits import (
     AddNode,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fxcompress.ir.program import Program
     from fxcompress.rewrite.rewriter import GraphRewriter
 
-__all__ = ["derive_edits", "tensor_type", "value_type"]
+__all__ = ["derive_edits"]
 
 
 def derive_edits(rewriter: GraphRewriter, after: Program) -> tuple[Edit, ...]:
@@ -45,33 +45,45 @@ def derive_edits(rewriter: GraphRewriter, after: Program) -> tuple[Edit, ...]:
 
 
 def _node_edits(rewriter: GraphRewriter, after: Program) -> list[Edit]:
-    before_ids, after_ids = node_ids(rewriter.before), node_ids(after)
+    """Compare nodes by the text of what they compute, and operands by where they come from."""
+    old_lines, new_lines = _lines(rewriter.before), _lines(after)
     origin = rewriter.origin
     kept = {origin[node] for node in after.nodes if node in origin}
     edits: list[Edit] = [
-        RemoveNode(node=before_ids[node], op=op_name(node), type=value_type(node.meta.get("val")))
-        for node in rewriter.before.nodes
+        RemoveNode(node=line.id, op=line.op, type=line.type)
+        for node, line in old_lines.items()
         if node not in kept
     ]
-    for node in after.nodes:
+    for node, line in new_lines.items():
         if node not in origin:
-            edits.append(
-                AddNode(
-                    node=after_ids[node],
-                    op=op_name(node),
-                    attributes=attributes_text(node),
-                    type=value_type(node.meta.get("val")),
-                )
-            )
+            added = AddNode(node=line.id, op=line.op, attributes=line.attributes, type=line.type)
+            edits.append(added)
             continue
-        old = origin[node]
-        operands = _operands(old) != _operands(node, origin)
-        if operands and node not in rewriter.touched_nodes and node.op != "output":
-            _unrecorded(f"the operands of {before_ids[old]} changed")
-        texts = _node_text(old, before_ids), _node_text(node, after_ids)
-        if operands or _own_text(old) != _own_text(node):
-            edits.append(ChangeNode(node=after_ids[node], before=texts[0], after=texts[1]))
+        old = old_lines[origin[node]]
+        moved = _operands(origin[node]) != _operands(node, origin)
+        if moved and node not in rewriter.touched_nodes and node.op != "output":
+            _unrecorded(f"the operands of {old.id} changed")
+        if moved or _own(old) != _own(line):
+            edits.append(ChangeNode(node=line.id, before=old.body, after=line.body))
     return edits
+
+
+def _lines(program: Program) -> dict[fx.Node, NodeLine]:
+    """Return the text of every node; the output's is written by hand, as texts have none."""
+    ids = node_ids(program)
+    by_id = {line.id: line for line in text_of(program, state=False).nodes}
+    return {
+        node: by_id.get(name) or NodeLine(name, "output", _operand_ids(node, ids), "", "")
+        for node, name in ids.items()
+    }
+
+
+def _operand_ids(node: fx.Node, ids: Mapping[fx.Node, str]) -> str:
+    return ", ".join(f"%{ids[each]}" for each in node.all_input_nodes)
+
+
+def _own(line: NodeLine) -> tuple[str, str, str]:
+    return line.op, line.attributes, line.type
 
 
 def _operands(node: fx.Node, origin: Mapping[fx.Node, fx.Node] | None = None) -> Any:
@@ -82,28 +94,6 @@ def _operands(node: fx.Node, origin: Mapping[fx.Node, fx.Node] | None = None) ->
         return f"%{id(source)}"
 
     return fx.map_arg((node.args, dict(sorted(node.kwargs.items()))), identity)
-
-
-def _own_text(node: fx.Node) -> tuple[str, str, str]:
-    return op_name(node), attributes_text(node), value_type(node.meta.get("val"))
-
-
-def _node_text(node: fx.Node, ids: Mapping[fx.Node, str]) -> str:
-    """Return `conv2d(%x) {padding=1} : f32[2,4,16,16]`."""
-    operands = ", ".join(f"%{ids[each]}" for each in node.all_input_nodes)
-    op, attrs, kind = _own_text(node)
-    return f"{op}({operands}){f' {{{attrs}}}' if attrs else ''} : {kind}"
-
-
-def attributes_text(node: fx.Node) -> str:
-    """Return the non-default attributes as `k=3 padding=1`."""
-    return " ".join(f"{name}={_plain(value)}" for name, value in attributes(node).items())
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, fx.Node):
-        return f"%{value.name}"
-    return str(value).replace(" ", "")
 
 
 def _module_edits(rewriter: GraphRewriter, after: Program) -> list[Edit]:
@@ -146,11 +136,11 @@ def _tensor_edits(rewriter: GraphRewriter, after: Program) -> list[Edit]:
             _unrecorded(f"tensor {name} was changed")
         if old is None and new is not None:
             trainable = isinstance(new, torch.nn.Parameter)
-            edits.append(AddTensor(name=name, type=tensor_type(new), trainable=trainable))
+            edits.append(AddTensor(name=name, type=type_text(new), trainable=trainable))
         elif new is None and old is not None:
-            edits.append(RemoveTensor(name=name, type=tensor_type(old)))
+            edits.append(RemoveTensor(name=name, type=type_text(old)))
         elif old is not None and new is not None:
-            edits.append(SetTensor(name=name, before=tensor_type(old), after=tensor_type(new)))
+            edits.append(SetTensor(name=name, before=type_text(old), after=type_text(new)))
     return sorted(edits, key=lambda edit: getattr(edit, "name", ""))
 
 
@@ -170,28 +160,3 @@ def _unrecorded(what: str) -> None:
         reason="it was not changed through the rewriter",
         hint="use the methods of GraphRewriter; they record what they change",
     )
-
-
-def tensor_type(tensor: torch.Tensor) -> str:
-    """Return `f32[64,3,7,7]`."""
-    return f"{_short(tensor.dtype)}[{','.join(str(size) for size in tensor.shape)}]"
-
-
-def value_type(value: Any) -> str:
-    """Return the type of a node's value: a tensor's, a tuple's, or a scalar's."""
-    if isinstance(value, torch.Tensor):
-        return tensor_type(value)
-    if isinstance(value, (tuple, list)):
-        return f"({', '.join(value_type(each) for each in value)})"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {value_type(each)}' for key, each in value.items())}}}"
-    return "" if value is None else str(value)
-
-
-_SHORT = {"float": "f", "int": "i", "uint": "u", "bfloat": "bf", "complex": "c", "bool": "b8"}
-
-
-def _short(dtype: torch.dtype) -> str:
-    name = str(dtype).removeprefix("torch.")
-    letters = name.rstrip("0123456789_")
-    return f"{_SHORT.get(letters, letters)}{name[len(letters) :]}" if letters in _SHORT else name
