@@ -1,6 +1,5 @@
 """Sizes of traced values as exact expressions in the dynamic dimensions."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,4 +40,4 @@ def evaluate(expr: Expr, sizes: Mapping[str, int]) -> int:
     if isinstance(expr, int):
         return expr
     values = {s: sizes[s.name] for s in expr.free_symbols if isinstance(s, sympy.Symbol)}
-    return math.ceil(expr.subs(values))
+    return int(sympy.ceiling(expr.subs(values)))
