@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from ._torchvision import declare_operators
@@ -15,4 +17,4 @@ import transformers  # noqa: E402
 import transformers.modeling_utils  # noqa: E402
 
 torch.set_num_threads(1)
-transformers.logging.set_verbosity(transformers.logging.ERROR)
+transformers.logging.set_verbosity(logging.ERROR)
