@@ -149,7 +149,7 @@ class Spec(Blocks):
         return {key: values[key] for key in order if key in values}
 
     def resolved_yaml(self) -> str:
-        """Return the composed spec as YAML, without `extends` and variables, always the same bytes."""
+        """Return the composed spec as YAML, without `extends` and `vars`; always the same bytes."""
         return to_yaml(_escaped(self.plain()))
 
     @cached_property

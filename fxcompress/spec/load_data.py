@@ -1,0 +1,118 @@
+"""Make the data splits and the metric that a spec names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fxcompress.errors import DataError
+from fxcompress.spec._python import call_factory, load_factory
+from fxcompress.spec.load_inputs import example_dims, input_specs
+from fxcompress.spec.models import DataFactory
+from fxcompress.spec.models import Split as SplitBlock
+from fxcompress.train.data import (
+    Data,
+    Split,
+    from_factory,
+    from_tensors,
+    one_split,
+    random_split,
+    read_tensors,
+)
+from fxcompress.train.inputs import InputSpec
+from fxcompress.train.metrics import BUILT_IN, Metric
+
+if TYPE_CHECKING:
+    from fxcompress.spec.spec import Spec
+
+__all__ = ["load_data", "load_metric"]
+
+
+def load_data(spec: Spec, inputs: tuple[InputSpec, ...] | None = None) -> Data:
+    """Return a spec's splits; factories are called and files read when a split is asked for.
+
+    Args:
+        spec: The spec.
+        inputs: What batches are checked against; by default the spec's `inputs`.
+
+    Raises:
+        DataError: Later, when a split is asked for or read: a factory fails, a file is wrong, a
+            split is empty or too small, or a batch does not fit the inputs.
+    """
+    described = input_specs(spec) if inputs is None else inputs
+    return Data(lambda: _splits(spec, described))
+
+
+def _splits(spec: Spec, inputs: tuple[InputSpec, ...]) -> dict[str, Split]:
+    block = spec.data
+    if block is None:
+        return {}
+    if isinstance(block, DataFactory):
+        where = spec.where("data")
+        function = load_factory(block.factory, spec.folder, DataError, where)
+        made = call_factory(function, block.args, block.factory, DataError, where)
+        return from_factory(made, block.factory, inputs)
+    return {
+        name: _split(spec, name, split, inputs, seed)
+        for seed, (name, split) in enumerate(block.items(), spec.seed)
+    }
+
+
+def _split(
+    spec: Spec, name: str, block: SplitBlock, inputs: tuple[InputSpec, ...], seed: int
+) -> Split:
+    """Make one split; random splits differ from each other by their seed."""
+    if block.factory is not None:
+        where = spec.where("data", name)
+        function = load_factory(block.factory, spec.folder, DataError, where)
+        made = call_factory(function, block.args, block.factory, DataError, where)
+        return one_split(name, made, block.factory, inputs, block.limit)
+    if block.tensors is not None:
+        return from_tensors(
+            name,
+            read_tensors(spec.path(block.tensors)),
+            inputs=inputs,
+            target=block.target,
+            batch=block.batch,
+            limit=block.limit,
+        )
+    described = inputs or input_specs(spec)
+    return random_split(
+        name,
+        block.random or 0,
+        inputs=described,
+        dims=example_dims(spec, described),
+        batch=block.batch,
+        seed=seed,
+        limit=block.limit,
+    )
+
+
+def load_metric(spec: Spec) -> Metric | None:
+    """Return a spec's metric, or None if it has none.
+
+    Raises:
+        DataError: The factory cannot be imported.
+    """
+    block = spec.metric
+    if block is None:
+        return None
+    if block.use is not None:
+        return replace(BUILT_IN[block.use], split=block.split)
+    source = str(block.factory)
+    where = spec.where("metric")
+    function = load_factory(source, spec.folder, DataError, where)
+
+    def measured(model: object, batches: object) -> float:
+        try:
+            value: float = function(model, batches, **block.args)
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"metric {source} failed", reason=f"{type(error).__name__}: {error}", where=where
+            ) from error
+        return value
+
+    name = source.rpartition(":")[2]
+    return Metric(name, measured, block.split, block.improves_upwards)
