@@ -10,8 +10,9 @@ from functools import cache
 from typing import Any, Final
 
 import torch
-from fxcompress.errors import ModelError
 from torch import nn
+
+from fxcompress.errors import ModelError
 
 __all__ = ["ModuleConfig", "constructor", "describe", "is_stock", "qualified_class"]
 
@@ -32,8 +33,19 @@ def qualified_class(cls: type) -> str:
 
 
 def is_stock(module: nn.Module) -> bool:
-    """Whether `module` can be described and rebuilt: exactly a torch.nn or fxcompress.nn class."""
+    """Whether `module` can be described and rebuilt: exactly a torch.nn or fxcompress.nn class.
+
+    Containers are not: they are no leaves.
+    """
+    if type(module) in _CONTAINERS:
+        return False
     return qualified_class(type(module)).startswith(_NAMESPACES)
+
+
+# They compute nothing of their own: what they hold is described, path by path.
+_CONTAINERS: Final = frozenset(
+    {nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict}
+)
 
 
 @dataclass(frozen=True)

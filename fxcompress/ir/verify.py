@@ -8,6 +8,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch import fx, nn
+
 from fxcompress.errors import FxCompressError, ModelError, VerifyError
 from fxcompress.ir.modules import ModuleConfig, describe, is_stock
 from fxcompress.ir.naming import node_ids
@@ -19,7 +21,6 @@ from fxcompress.ir.propagate import (
     guarded,
     same_type,
 )
-from torch import fx, nn
 
 if TYPE_CHECKING:
     from fxcompress.ir.program import Program
@@ -260,11 +261,13 @@ def _typed(checked: _Checked) -> Iterator[Violation]:
         with guarded(program):
             values: dict[fx.Node, Any] = {}
             for node in program.nodes:
+                if node.op == "output":
+                    continue
                 if "val" not in node.meta:
                     yield checked.at(node, "every node has a type", 'has no meta["val"]')
                     return
                 values[node] = node.meta["val"]
-                if node.op in ("placeholder", "output"):
+                if node.op == "placeholder":
                     continue
                 value = evaluate(evaluator, node, values)
                 if not same_type(value, values[node]):
