@@ -127,7 +127,7 @@ class _Finder:
             return f"{name} takes its weight as an operand: it is quantised already", (layer,)
         calls = list(layer.graph.find_nodes(op="call_module", target=str(layer.target)))
         if len(calls) > 1:
-            return f"{name} is a reused module, called {len(calls)} times", tuple(calls)
+            return f"{layer.target} is a reused module, called {len(calls)} times", tuple(calls)
         ties = self.program.ties
         for tensor in ("weight", "bias"):
             own = f"{layer.target}.{tensor}"

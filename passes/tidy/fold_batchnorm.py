@@ -48,8 +48,13 @@ class FoldBatchNorm(Pass[FoldBatchNormOptions, FoldBatchNormDecision]):
 
     In eval mode a batch norm is y = g·x + h per channel, g = γ/√(σ² + ε), h = β − μ·g.
 
-    Into the previous layer, z = W x + b:      W'[o] = g[o]·W[o]      b' = g·b + h
-    Into the next layer, z = W (g·x + h) + b:  W'[:, i] = W[:, i]·g[i]   b' = b + Σ_{i,k} W[:, i, k]·h[i]
+    Into the previous layer, z = W x + b:
+
+        W'[o] = g[o]·W[o]           b' = g·b + h
+
+    Into the next layer, z = W (g·x + h) + b:
+
+        W'[:, i] = W[:, i]·g[i]     b' = b + Σ_{i,k} W[:, i, k]·h[i]
 
     The second holds at the border only if the layer pads with nothing, with values of its input
     (reflect, replicate, circular), or if h = 0: a zero that a convolution pads is not shifted by h.
