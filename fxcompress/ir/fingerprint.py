@@ -36,9 +36,14 @@ class Fingerprint:
     tensors: Mapping[str, str] = field(repr=False)
 
     @property
+    def digest(self) -> str:
+        """One hash over both."""
+        return hashlib.sha256((self.structure + self.weights).encode()).hexdigest()
+
+    @property
     def short(self) -> str:
         """The first 8 digits of a hash over both."""
-        return hashlib.sha256((self.structure + self.weights).encode()).hexdigest()[:8]
+        return self.digest[:8]
 
     def changed(self, other: Fingerprint) -> tuple[str, ...]:
         """Return the sorted names of tensors that differ, or that only one of the two has."""
