@@ -10,11 +10,11 @@ from torch import nn
 
 from fxcompress.ir._calling import CallLike
 from fxcompress.ir._recorder._build import build_module
-from fxcompress.ir._recorder._clean import clean
 from fxcompress.ir._recorder._inputs import BoundCall, DynamicDims, bind_call
-from fxcompress.ir._recorder._record import record_model
+from fxcompress.ir._recorder._modes import DualRecording, record_both
 from fxcompress.ir._recorder._sizes import Sizes
 from fxcompress.ir._recorder._state import ModelState
+from fxcompress.ir._recorder._verified import verified
 from fxcompress.ir.program import Program
 from fxcompress.ir.signature import Signature
 
@@ -54,27 +54,34 @@ def capture(
         ModelError: The example inputs do not fit the model.
     """
     call = bind_call(model, args, kwargs or {}, dynamic, static)
-    sizes = make_sizes(call)
+    sizes = _make_sizes(call)
     state = ModelState.of(model)
     device = next((t.device for t in call.examples if t.device.type != "meta"), torch.device("cpu"))
     stand_ins = state.fakes(sizes.fake_mode, device)
-    recording = record_model(
-        model, state, call, sizes, stand_ins, training=False, opaque=tuple(opaque)
-    )
-    clean(recording.graph)
+    dual = record_both(model, state, call, sizes, stand_ins, tuple(opaque))
     title = name or type(model).__name__
+    program = _program(model, dual, call, state, title)
+    return verified(program, model, call, dual) if verify else program
+
+
+def _program(
+    model: nn.Module, dual: DualRecording, call: BoundCall, state: ModelState, title: str
+) -> Program:
+    recording = dual.recording
     signature = Signature(call.parameters, call.inputs, recording.output)
     recording.graph.set_codegen(CallLike(signature))
     module = build_module(
         model, recording.graph, recording.leaves, state, recording.constants, title
     )
-    used = set(dict(module.named_parameters(remove_duplicate=False)))
-    used |= set(dict(module.named_buffers(remove_duplicate=False)))
-    ties = {alias: first for alias, first in state.ties.items() if first in used}
-    return Program(module, title, signature, sizes.dims, sizes.fake_mode, ties)
+    held = dict(module.named_parameters(remove_duplicate=False))
+    ties = {alias: first for alias, first in state.ties.items() if first in held or alias in held}
+    return Program(
+        module, title, signature, recording.sizes.dims, recording.sizes.fake_mode, ties,
+        tuple(dual.notes),
+    )  # fmt: skip
 
 
-def make_sizes(call: BoundCall) -> Sizes:
+def _make_sizes(call: BoundCall) -> Sizes:
     """Return the symbols for the dynamic sizes of a call."""
     names = {s for t in call.inputs for s in t.shape if isinstance(s, str)}
     fixed = frozenset(s for t in call.inputs for s in t.shape if isinstance(s, int))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fxcompress.nn.operand import OperandConvTranspose3d as OperandConvTranspose3d
     from fxcompress.nn.operand import OperandLinear as OperandLinear
     from fxcompress.nn.operand import take_weight_as_operand as take_weight_as_operand
+    from fxcompress.nn.stochastic import StochasticDepth as StochasticDepth
+    from fxcompress.nn.stochastic import TrainingSwitch as TrainingSwitch
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -31,6 +33,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "OperandConvTranspose2d": "operand",
         "OperandConvTranspose3d": "operand",
         "OperandLinear": "operand",
+        "StochasticDepth": "stochastic",
+        "TrainingSwitch": "stochastic",
         "affine_parameters": "fake_quantize",
         "take_weight_as_operand": "operand",
     },

@@ -71,8 +71,8 @@ def _with_real_tensors(path: str, leaf: nn.Module, state: ModelState) -> nn.Modu
     for kind in ("_parameters", "_buffers"):
         own = new.__dict__[kind]
         for name, value in own.items():
-            if value is not None:
-                own[name] = _real(f"{path}.{name}", state)
+            real = _real(f"{path}.{name}", state) if value is not None else None
+            own[name] = value if real is None else real
     for name, child in leaf._modules.items():
         if child is not None:
             new._modules[name] = _with_real_tensors(f"{path}.{name}", child, state)
@@ -83,8 +83,8 @@ def _with_real_tensors(path: str, leaf: nn.Module, state: ModelState) -> nn.Modu
     return new
 
 
-def _real(name: str, state: ModelState) -> torch.Tensor:
-    return state.tensors[state.ties.get(name, name)]
+def _real(name: str, state: ModelState) -> torch.Tensor | None:
+    return state.tensors.get(state.ties.get(name, name))
 
 
 def _install(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -92,7 +91,6 @@ _NO_OPS: dict[Any, Callable[[fx.Node, fx.Node], bool]] = {
     torch.flatten: _keeps_type,
     torch.squeeze: _keeps_type,
     torch.permute: _keeps_order,
-    torch.detach: lambda node, operand: not node.meta.get("stops_gradient", True),
 }
 
 
@@ -104,5 +102,3 @@ def _sink_state(graph: fx.Graph) -> None:
         if first.op != "output":
             first.prepend(node)
 
-
-_ = operator

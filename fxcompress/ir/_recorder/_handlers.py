@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn.functional as F
-from torch._subclasses import FakeTensor
 
 from fxcompress.errors import CaptureError
 from fxcompress.ir._recorder._source import current_place, full_place
@@ -202,4 +201,3 @@ def _table() -> dict[Any, Handler]:
 
 
 _HANDLERS: Final = _table()
-_ = FakeTensor

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from fxcompress.errors import CaptureError
 from fxcompress.ir._recorder import _handlers
 from fxcompress.ir._recorder._constants import evaluate_constant
-from fxcompress.ir._recorder._mutation import apply_mutation, is_mutation, scatter_of
+from fxcompress.ir._recorder._mutation import apply_mutation, is_mutation, scatter_of, store
 from fxcompress.ir._recorder._sizes import Sizes, SizeWriter
 from fxcompress.ir._recorder._source import current_place, full_place, short_place
 from fxcompress.ir._recorder._spelling import spell
@@ -213,16 +213,19 @@ class Recorder(TorchFunctionMode):
             return slice(self.lower(value.start), self.lower(value.stop), self.lower(value.step))
         return value
 
-    def leaf(self, path: str, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-        """Write the call of a leaf module that gave `result`."""
+    def leaf(self, path: str, module: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
+        """Write the call of a leaf module that gave `result`; return what the model goes on with."""
         node = self.emit(path, args, kwargs, result, op="call_module")
         first = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(result, torch.Tensor) and result is first:
-            entry = self.values.find(result)
-            if entry is not None:
-                self.values.change(entry, node)
-                return
+            if getattr(module, "inplace", False) is True:
+                return store(self, result, node)
+            # Dropout in evaluation returns its operand; in training it does not. The two values
+            # must be two objects, or what reads the operand later would read the result.
+            with torch._C.DisableTorchFunction():
+                result = result.view_as(result)
         self.define(result, node)
+        return result
 
     def define_constant(
         self, result: torch.Tensor, func: Callable[..., Any], args: Any, kwargs: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,7 @@ def record_model(
     *,
     training: bool,
     opaque: tuple[str, ...] = (),
+    stochastic: Mapping[str, nn.Module] | None = None,
 ) -> Recording:
     """Run a copy of `model` on fake tensors and return what it called.
 
@@ -69,7 +70,7 @@ def record_model(
     twin = copy_tree(model, stand_ins)
     twin.train(training) if training else twin.eval()
     recorder = Recorder(state, stand_ins, sizes, training=training)
-    follower = ModuleFollower(recorder, twin, opaque)
+    follower = ModuleFollower(recorder, twin, opaque, stochastic or {})
     fakes = _fake_inputs(call, sizes)
     for tensor, fake in zip(call.inputs, fakes, strict=True):
         node = recorder.graph.placeholder(tensor.name)

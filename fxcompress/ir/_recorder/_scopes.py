@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,14 +42,22 @@ class ModuleFollower:
         recorder: Where leaves are written.
         model: The model that is recorded; its modules' names are the scopes.
         opaque: Globs of qualified names that stay one untouched call each.
+        stochastic: Stock forms of the model's stochastic leaves, by qualified name.
     """
 
-    def __init__(self, recorder: Recorder, model: nn.Module, opaque: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        model: nn.Module,
+        opaque: tuple[str, ...],
+        stochastic: Mapping[str, nn.Module],
+    ) -> None:
         self.recorder = recorder
         self.paths: dict[int, str] = {}
         self.leaves: dict[str, nn.Module] = {}
         self.opaque_paths: set[str] = set()
         self._opaque = opaque
+        self._stochastic = stochastic
         for path, module in model.named_modules():
             self.paths[id(module)] = path
 
@@ -78,6 +86,8 @@ class ModuleFollower:
         if path and self._is_opaque(path):
             self.opaque_paths.add(path)
             return self._leaf(original, path, module, args, kwargs)
+        if path in self._stochastic:
+            return self._stochastic_leaf(path, self._stochastic[path], args, kwargs)
         if path and is_leaf(module):
             return self._leaf(original, path, module, args, kwargs)
         recorder = self.recorder
@@ -98,8 +108,14 @@ class ModuleFollower:
         if isinstance(module, nn.Identity):
             return result
         self.leaves.setdefault(path, module)
-        self.recorder.leaf(path, module, args, kwargs, result)
-        return result
+        return self.recorder.leaf(path, module, args, kwargs, result)
+
+    def _stochastic_leaf(self, path: str, stock: nn.Module, args: Any, kwargs: Any) -> Any:
+        operand = args[0] if args else next(iter(kwargs.values()))
+        with torch._C.DisableTorchFunction():
+            result = torch.empty_like(operand)
+        self.leaves.setdefault(path, stock)
+        return self.recorder.leaf(path, stock, (operand,), {}, result)
 
 
 def is_leaf(module: nn.Module) -> bool:

@@ -22,7 +22,9 @@ def register_trees(value: Any) -> None:
     for leaf in pytree.tree_leaves(value):
         if leaf is None or isinstance(leaf, _PLAIN) or not _holds_tensors(leaf, set()):
             continue
-        _register(type(leaf))
+        # Two leaves may be of one class; the first has registered it.
+        if type(leaf) not in pytree.SUPPORTED_NODES:
+            _register(type(leaf))
         register_trees(leaf)
 
 
@@ -42,12 +44,12 @@ def _holds_tensors(value: Any, seen: set[int]) -> bool:
 def _register(cls: type) -> None:
     def flatten(value: Any) -> tuple[list[Any], Any]:
         fields = _fields(value)
-        return list(fields.values()), tuple(fields)
+        return list(fields.values()), list(fields)
 
     def flatten_with_keys(value: Any) -> tuple[list[tuple[Any, Any]], Any]:
         fields = _fields(value)
         pairs: list[tuple[Any, Any]] = [(pytree.GetAttrKey(k), v) for k, v in fields.items()]
-        return pairs, tuple(fields)
+        return pairs, list(fields)
 
     def unflatten(values: Any, names: Any) -> Any:
         rebuilt = cls.__new__(cls)

@@ -1,0 +1,85 @@
+"""Record evaluation and training, and bring both into one canonical graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from fxcompress.errors import CaptureError
+from fxcompress.ir._recorder._clean import clean, remove_dead
+from fxcompress.ir._recorder._gradients import settle_gradients
+from fxcompress.ir._recorder._inputs import BoundCall
+from fxcompress.ir._recorder._merge import Difference, drop_inactive, merge_modes
+from fxcompress.ir._recorder._record import Recording, record_model
+from fxcompress.ir._recorder._sizes import Sizes
+from fxcompress.ir._recorder._state import ModelState
+from fxcompress.ir._recorder._stochastic import find_stochastic_leaves
+from fxcompress.ir._recorder._stock import fold_stock_modules
+from fxcompress.ir.program import Note
+
+__all__ = ["DualRecording", "record_both"]
+
+
+@dataclass
+class DualRecording:
+    """The evaluation recording, changed to be right in training too, and what to note."""
+
+    recording: Recording
+    trains: bool
+    notes: list[Note] = field(default_factory=list)
+
+
+def record_both(
+    model: nn.Module,
+    state: ModelState,
+    call: BoundCall,
+    sizes: Sizes,
+    stand_ins: Mapping[int, Any],
+    opaque: tuple[str, ...],
+) -> DualRecording:
+    """Record `model` in both modes and merge the two.
+
+    Raises:
+        CaptureError: It cannot be recorded in evaluation mode.
+    """
+    stochastic = find_stochastic_leaves(model)
+
+    def one(training: bool) -> Recording:
+        recording = record_model(
+            model, state, call, sizes, dict(stand_ins), training=training, opaque=opaque,
+            stochastic=stochastic,
+        )  # fmt: skip
+        graph, leaves = recording.graph, recording.leaves
+        remove_dead(graph)
+        trainable = {path for path, leaf in leaves.items() if _trains(path, leaf, state)}
+        settle_gradients(graph, state, trainable)
+        fold_stock_modules(graph, leaves, model, state, training=training)
+        clean(graph)
+        return recording
+
+    evaluated = one(False)
+    dual = DualRecording(evaluated, trains=True)
+    try:
+        trained = one(True)
+        leaves = {**trained.leaves, **evaluated.leaves}
+        merge_modes(evaluated.graph, trained.graph, leaves, model)
+        evaluated.leaves = leaves
+    except (CaptureError, Difference) as error:
+        dual.trains = False
+        where = error.where or "" if isinstance(error, CaptureError) else ""
+        text = f"the graph is that of evaluation mode; in training mode: {error}"
+        dual.notes.append(Note("train-differs", where, text))
+    drop_inactive(evaluated.graph, evaluated.leaves)
+    return dual
+
+
+def _trains(path: str, leaf: nn.Module, state: ModelState) -> bool:
+    for name, _ in leaf.named_parameters():
+        full = f"{path}.{name}"
+        tensor = state.tensors.get(state.ties.get(full, full))
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
