@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any, Final
@@ -18,6 +19,10 @@ from fxcompress.ir.signature import Dim
 __all__ = ["Exported", "export_program"]
 
 
+_MANY: Final = 2**48
+_ATTEMPTS: Final = 3
+_FIXES: Final = "Suggested fixes:"
+_FIX: Final = re.compile(r"^\s+\w+ = \S")
 _TRACES: Final = ("stack_trace", "source_fn_stack", "from_node")
 
 
@@ -39,20 +44,22 @@ def export_program(plain: PlainProgram, dims: Mapping[str, Dim], example: Leaves
     notes: tuple[str, ...] = ()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        try:
-            program = _export(plain, call.args, call.kwargs, shapes)
-        except torch._dynamo.exc.UserError as error:
-            if "Suggested fixes" not in str(error):
-                raise _refused(error) from error
-            # The graph works for a part of the range only, such as sizes of at least 2.
-            shapes = refine_dynamic_shapes_from_suggested_fixes(str(error), shapes)
-            notes = (_sizes_note(shapes),)
+        for _ in range(_ATTEMPTS):
             try:
                 program = _export(plain, call.args, call.kwargs, shapes)
-            except Exception as again:
-                raise _refused(again) from again
-        except Exception as error:
-            raise _refused(error) from error
+                break
+            except torch._dynamo.exc.UserError as error:
+                # The graph works for a part of the range only: positions up to 512, say.
+                fixes = _suggested_fixes(str(error))
+                if not fixes:
+                    raise _refused(error) from error
+                shapes = refine_dynamic_shapes_from_suggested_fixes(fixes, shapes)
+                notes = (_sizes_note(shapes),)
+                refusal = error
+            except Exception as error:
+                raise _refused(error) from error
+        else:
+            raise _refused(refusal) from refusal
     return Exported(program, notes)
 
 
@@ -69,6 +76,13 @@ def _export(
                 for key in _TRACES:
                     node.meta.pop(key, None)
     return program
+
+
+def _suggested_fixes(message: str) -> str:
+    """Return the lines of suggestions, which torch reads up to the end of the message."""
+    lines = message.partition(_FIXES)[2].splitlines()
+    kept = [line for line in lines if _FIX.match(line)]
+    return "\n".join([_FIXES, *kept]) if kept else ""
 
 
 def _refused(error: Exception) -> EmitError:
@@ -109,7 +123,8 @@ def _sizes_note(shapes: Any) -> str:
     found: dict[str, None] = {}
     for leaf in pytree.tree_leaves(shapes):
         if hasattr(leaf, "min") and hasattr(leaf, "__name__"):
-            found[f"{leaf.__name__} from {leaf.min}"] = None
+            top = "" if leaf.max > _MANY else f" to {leaf.max}"
+            found[f"{leaf.__name__} from {max(leaf.min, 1)}{top}"] = None
         elif isinstance(leaf, int):
             found[f"a size fixed to {leaf}"] = None
     return f"sizes that torch.export accepts: {', '.join(found) or 'fixed'}"
