@@ -247,7 +247,8 @@
         button.type = "button";
         button.setAttribute("aria-expanded", String(child.open));
         const name = document.createElement("span");
-        name.textContent = child.label;
+        name.textContent = child.path.startsWith(`${module.path}.`) ? child.label.slice(module.path.length + 1) : child.label;
+        button.title = child.label;
         const nodes = document.createElement("small");
         nodes.textContent = ` ${child.info.nodes}`;
         button.append(name, nodes);
