@@ -10,10 +10,10 @@ def did_you_mean(word: object, known: Iterable[str], *, kind: str = "known") -> 
     """Return `did you mean `x`?`, or the list of what is known if nothing is close."""
     names = list(dict.fromkeys(known))
     text = str(word)
-    close = get_close_matches(text, names, n=2, cutoff=0.6)
-    if not close:
-        lowered = {name.lower(): name for name in reversed(names)}
-        close = [lowered[m] for m in get_close_matches(text.lower(), list(lowered), n=2)]
+    lowered = {name.lower(): name for name in reversed(names)}
+    best = get_close_matches(text.lower(), list(lowered), n=1, cutoff=0.6)
+    near = get_close_matches(text.lower(), list(lowered), n=2, cutoff=0.85)
+    close = [lowered[name] for name in dict.fromkeys([*best, *near])]
     if not close and len(text) > 2:
         close = [name for name in names if name.rpartition(".")[2] == text or text in name][:2]
     if close:

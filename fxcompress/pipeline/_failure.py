@@ -26,16 +26,17 @@ EXCERPT = 12
 
 def explained(error: Exception, step: Step) -> FxCompressError:
     """Return an error for a person: the one given, or a PassError around it."""
-    if isinstance(error, FxCompressError):
-        error.add_note(f"in pass {step.id} ({step.use}){f', {step.where}' if step.where else ''}")
-        return error
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return PassError(
-        f"pass {step.id} failed",
-        reason=f"{type(error).__name__}: {error}",
-        hint=f"it was raised at {place.filename}:{place.lineno}; this is a mistake in {step.use}",
-        where=step.where or None,
-    )
+    raised = error
+    if not isinstance(raised, FxCompressError):
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raised = PassError(
+            f"pass {step.id} failed",
+            reason=f"{type(error).__name__}: {error}",
+            hint=f"it was raised at {place.filename}:{place.lineno}",
+            where=step.where or None,
+        )
+    raised.add_note(f"in pass {step.id} ({step.use}){f', {step.where}' if step.where else ''}")
+    return raised
 
 
 def keep(

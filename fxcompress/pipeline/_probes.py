@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,8 @@ def first_bad(program: Program, leaves: Leaves, *, infinite: bool) -> fx.Node | 
     module = program.copy().module.eval()
     twins = dict(zip(module.graph.nodes, program.graph.nodes, strict=True))
 
+    bad: list[fx.Node] = []
+
     class _Found(Exception):
         """A signal that ends the run early."""
 
@@ -62,16 +65,13 @@ def first_bad(program: Program, leaves: Leaves, *, infinite: bool) -> fx.Node | 
         def run_node(self, n: fx.Node) -> object:
             value = super().run_node(n)
             if n.op != "output" and has_bad(value, infinite=infinite):
-                raise _Found(twins[n])
+                bad.append(twins[n])
+                raise _Found
             return value
 
-    try:
-        with torch.no_grad():
-            _Search(module).run(*leaves, enable_io_processing=False)
-    except _Found as found:
-        node: fx.Node = found.args[0]
-        return node
-    return None
+    with torch.no_grad(), contextlib.suppress(_Found):
+        _Search(module).run(*leaves, enable_io_processing=False)
+    return bad[0] if bad else None
 
 
 def has_bad(value: object, *, infinite: bool) -> bool:

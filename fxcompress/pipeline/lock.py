@@ -237,9 +237,9 @@ def array_digests(arrays: Mapping[str, Any]) -> dict[str, str]:
     """Return the SHA-256 of each array of a decision."""
     import torch
 
-    from fxcompress.pipeline.proofs import tensor_digest
+    from fxcompress.ir import hash_tensor
 
-    return {name: tensor_digest(torch.as_tensor(arrays[name])) for name in sorted(arrays)}
+    return {name: hash_tensor(torch.as_tensor(arrays[name])) for name in sorted(arrays)}
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

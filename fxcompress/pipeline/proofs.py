@@ -12,7 +12,7 @@ from torch import nn
 
 from fxcompress.analysis import OutputComparison, compare
 from fxcompress.errors import NumericsError, PassError
-from fxcompress.ir import node_ids
+from fxcompress.ir import hash_tensor, node_ids
 from fxcompress.pipeline._probes import Leaves, first_bad, has_bad, probes, run
 from fxcompress.pipeline.records import Proof
 from fxcompress.rewrite.edits import AddTensor, Edit, SetTensor
@@ -49,7 +49,7 @@ class Digests:
         by_id: dict[int, str] = {id(t): digest for t, digest in self._known.values()}
         known: dict[str, tuple[torch.Tensor, str]] = {}
         for name, tensor in state.items():
-            digest = by_id.get(id(tensor)) or tensor_digest(tensor)
+            digest = by_id.get(id(tensor)) or hash_tensor(tensor)
             by_id[id(tensor)] = digest
             known[name] = (tensor, digest)
         self._known = known
@@ -71,7 +71,7 @@ class Digests:
                     hint="change tensors through rewriter.set_tensor only",
                     where=name,
                 )
-            if id(tensor) not in seen and tensor_digest(tensor) != digest:
+            if id(tensor) not in seen and hash_tensor(tensor) != digest:
                 raise PassError(
                     f"pass {step.id} wrote {name} in place",
                     reason="Programs share tensors, so the input changed too",
@@ -79,15 +79,6 @@ class Digests:
                     where=name,
                 )
             seen.add(id(tensor))
-
-
-def tensor_digest(tensor: torch.Tensor) -> str:
-    """Return the SHA-256 of a tensor's dtype, shape and bytes (of dtype and shape on meta)."""
-    sha = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    if tensor.device.type != "meta" and tensor.numel():
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        sha.update(flat.numpy())
-    return sha.hexdigest()
 
 
 def changed_tensors(edits: Iterable[Edit]) -> set[str]:
