@@ -77,7 +77,7 @@ def _work(model_id: str, eager_only: bool, connection: Connection) -> None:
     """Measure one model in this process and send its result, stage by stage."""
     from . import _preload  # noqa: F401  (the fork server has done it; a plain spawn has not)
 
-    # What model libraries and torch.fx print would drown the sweep's lines; errors are in the table.
+    # Model libraries and torch.fx print a lot; errors are in the table.
     warnings.simplefilter("ignore")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     zoo = next(model for model in load_zoo() if model.id == model_id)
