@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError, FxCompressError
@@ -80,7 +81,13 @@ def record_model(
     sizes.env.watched.clear()
     args, kwargs = call.rebuild(fakes)
     with _named_errors():
-        with _recording_flags(), untouched_random_state(), sizes.fake_mode, torch.enable_grad():
+        with contextlib.ExitStack() as modes:
+            modes.enter_context(_recording_flags())
+            modes.enter_context(untouched_random_state())
+            # some kernels, such as that of pad, keep sizes symbolic only in their Python form
+            modes.enter_context(enable_python_dispatcher())
+            modes.enter_context(sizes.fake_mode)
+            modes.enter_context(torch.enable_grad())
             with follower.following(), recorder:
                 result = twin(*args, **kwargs)
             register_trees(result)
