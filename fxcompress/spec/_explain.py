@@ -13,7 +13,7 @@ from fxcompress.errors import Problem
 from fxcompress.pipeline._close import did_you_mean
 from fxcompress.spec._source import Key, Map, Node, Scalar, descend
 
-__all__ = ["explain", "known_keys"]
+__all__ = ["explain", "field_names", "known_keys"]
 
 _MAX_TAGS = 6
 _QUOTED = re.compile(r"'([^']*)'")
@@ -62,8 +62,7 @@ class _Located:
         loc = tuple(part for part in detail["loc"] if part != "[key]")
         self.about_key = self.kind == "extra_forbidden" or len(loc) < len(detail["loc"])
         self.missing = str(loc[-1]) if self.kind == "missing" and loc else ""
-        self.path, self.node = _resolve(root, loc[:-1] if self.missing else loc)
-        self.tags = len(loc) - len(self.path) - bool(self.missing)
+        self.path, self.tags, self.node = _resolve(root, loc[:-1] if self.missing else loc)
         self.root = root
 
     def problem(self, model: type[BaseModel], at: Key) -> Problem:
@@ -85,7 +84,7 @@ class _Located:
         """Whether this error got deeper into the value that a branch of a union refused."""
         depth = len(other.path)
         deeper = len(self.path) > depth and self.path[:depth] == other.path
-        return bool(deeper and self.tags and other.tags)
+        return deeper and bool(self.tags and other.tags) and self.tags != other.tags
 
     def _origin(self) -> Any:
         if self.about_key and self.path:
@@ -124,24 +123,26 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _resolve(root: Node, loc: Sequence[str | int]) -> tuple[Key, Node]:
-    """Return the key path of a pydantic location, leaving out the tags of unions.
+def _resolve(root: Node, loc: Sequence[str | int]) -> tuple[Key, Key, Node]:
+    """Return the key path of a pydantic location, the union tags left out of it, and the value.
 
     Of all ways to read the location, the one that uses most of its parts wins; among equals the
     one that uses the last part, since that is the key that the error is about.
     """
-    best: tuple[tuple[int, bool], Key, Node] = ((-1, False), (), root)
-    stack: list[tuple[int, Key, Node, bool]] = [(0, (), root, not loc)]
+    best: tuple[tuple[int, bool], Key, Key, Node] = ((-1, False), (), (), root)
+    stack: list[tuple[Key, Key, Node, bool]] = [((), (), root, not loc)]
     while stack:
-        index, path, node, last = stack.pop()
+        path, tags, node, last = stack.pop()
+        index = len(path) + len(tags)
         if index == len(loc):
-            best = max(best, ((len(path), last), path, node), key=lambda item: item[0])
+            best = max(best, ((len(path), last), path, tags, node), key=lambda item: item[0])
             continue
-        for _, child in descend(node, (loc[index],)):
-            stack.append((index + 1, (*path, loc[index]), child, index == len(loc) - 1))
-        if isinstance(loc[index], str) and index - len(path) < _MAX_TAGS:
-            stack.append((index + 1, path, node, False))
-    return best[1], best[2]
+        part = loc[index]
+        for _, child in descend(node, (part,)):
+            stack.append(((*path, part), tags, child, index == len(loc) - 1))
+        if isinstance(part, str) and len(tags) < _MAX_TAGS:
+            stack.append((path, (*tags, part), node, False))
+    return best[1:]
 
 
 def _resolve_exact(root: Node, path: Key) -> Node:

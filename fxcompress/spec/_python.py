@@ -23,6 +23,8 @@ __all__ = ["call_factory", "load_factory"]
 
 ErrorClass = type[FxCompressError]
 
+_SPACE, _DIGEST = "spec_factory", "__digest__"
+
 
 def load_factory(text: str, folder: Path, error: ErrorClass, where: str) -> Callable[..., Any]:
     """Return the callable that `file.py:function` or `package.module:callable` names.
@@ -110,16 +112,22 @@ def _reason(cause: BaseException, path: Path | None) -> str:
 
 
 def _file_module(path: Path) -> ModuleType:
-    """Import a Python file under a name of its own; an unchanged file is imported once."""
-    data = path.read_bytes()
-    tag = hashlib.sha256(str(path).encode() + b"\0" + data).hexdigest()[:12]
-    name = f"fxcompress_spec_{tag}.{path.stem}".replace("-", "_")
-    if name in sys.modules:
-        return sys.modules[name]
+    """Import a Python file under a name of its own; an unchanged file is imported once.
+
+    The name holds no trace of the folder, so that texts which show it are the same everywhere.
+    """
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    name, count = f"{_SPACE}.{path.stem}", 1
+    while (known := sys.modules.get(name)) is not None:
+        if (known.__file__, known.__dict__.get(_DIGEST)) == (str(path), digest):
+            return known
+        count += 1
+        name = f"{_SPACE}.{path.stem}_{count}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path.name} cannot be imported")
     module = importlib.util.module_from_spec(spec)
+    module.__dict__[_DIGEST] = digest
     # Dataclasses, pickling and type hints look their module up by name.
     sys.modules[name] = module
     try:
@@ -157,10 +165,6 @@ def _importable(folder: Path) -> Iterator[None]:
             sys.path.remove(str(folder))
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
-            if (
-                file
-                and Path(file).is_relative_to(folder)
-                and not name.startswith("fxcompress_spec")
-            ):
+            if file and Path(file).is_relative_to(folder) and not name.startswith(_SPACE):
                 if "site-packages" not in Path(file).parts:
                     del sys.modules[name]

@@ -112,8 +112,9 @@ def parse_text(text: str, name: str) -> Node:
         code = getattr(error, "character", None)
         what = f"character U+{code:04X} is not allowed" if isinstance(code, int) else str(error)
         raise _invalid(_clamp(Origin(source, line, column)), what) from error
-    except (ValueError, RecursionError, IndexError, AttributeError, KeyError) as error:
-        # The parser itself fell over the text (an escape or version it reads with int(), say).
+    except SpecError:
+        raise
+    except Exception as error:  # the parser itself fell over the text, by an assert, say
         raise _invalid(Origin(source, 1, 1), f"cannot be parsed: {error}") from error
 
 

@@ -7,13 +7,14 @@ Unions are not written as `oneOf`, since a validator can then only say that noth
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from fxcompress.pipeline.catalog import Catalog, catalog
 from fxcompress.spec import models
+from fxcompress.spec._explain import field_names
 
 __all__ = ["json_schema", "schema_text"]
 
@@ -61,7 +62,7 @@ def json_schema(passes: Catalog | None = None) -> dict[str, Any]:
         "title": "fxcompress spec",
         **{key: value for key, value in schema.items() if key != "title"},
         "if": {"not": {"required": ["extends"]}},
-        "then": {"required": required},
+        "then": {"required": required, "properties": {"model": _one_of(models.MODEL_KINDS)}},
         "definitions": {**definitions, **step_definitions},
     }
     finished: dict[str, Any] = _finish(whole)
@@ -112,13 +113,10 @@ def _is(key: str, value: str) -> dict[str, Any]:
 def _prefixed(value: Any, name: str) -> Any:
     """Rewrite references so that equal names in two passes' options do not meet."""
     if isinstance(value, dict):
-        return {
-            key: item.replace("#/$defs/", f"#/definitions/{name}.")
-            if key == "$ref" and isinstance(item, str)
-            else _prefixed(item, name)
-            for key, item in value.items()
-        }
-    return [_prefixed(item, name) for item in value] if isinstance(value, list) else value
+        return {key: _prefixed(item, name) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_prefixed(item, name) for item in value]
+    return value.replace("#/$defs/", f"#/definitions/{name}.") if isinstance(value, str) else value
 
 
 def _by_key(schema: Mapping[str, Any], kinds: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
@@ -134,8 +132,14 @@ def _by_key(schema: Mapping[str, Any], kinds: Mapping[str, type[BaseModel]]) -> 
         "description": "A mapping with one of " + ", ".join(kinds) + "; or `timm:NAME`, "
         "`torchvision:NAME`, `file.py:function` as text.",
         "type": ["object", "string"],
+        "propertyNames": {"enum": sorted({key for m in kinds.values() for key in field_names(m)})},
         "allOf": branches,
     }
+
+
+def _one_of(keys: Iterable[str]) -> dict[str, Any]:
+    """Demand one of the keys of a mapping; what extends another spec may leave it to the base."""
+    return {"if": {"type": "object"}, "then": {"anyOf": [{"required": [key]} for key in keys]}}
 
 
 def _data(schema: Mapping[str, Any]) -> dict[str, Any]:

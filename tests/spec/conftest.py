@@ -1,0 +1,133 @@
+"""A package of small passes to write specs with, and a folder with a spec that is valid."""
+
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from fxcompress.pipeline.catalog import GROUP, Catalog, catalog
+from fxcompress.spec import Spec
+
+CHANNELS = '''
+from typing import Annotated, Any, Literal
+from pydantic import Field
+from fxcompress.pipeline.base import Decision, Options, Pass, Selection
+from fxcompress.spec.units import Count, Percent
+
+class Budget(Options):
+    macs: Count | None = None
+    parameters: Count | None = None
+
+class L1(Options):
+    use: Literal["l1"]
+    scale: float = 1.0
+
+class Taylor(Options):
+    use: Literal["taylor"]
+    samples: int
+
+class Settings(Selection):
+    criterion: Literal["l1", "taylor", "random"] = "l1"
+    budget: Budget = Budget()
+    round_to: int = Field(default=1, ge=1)
+    keep: Percent = 0.5
+    score: Annotated[L1 | Taylor, Field(discriminator="use")] | None = None
+    layers: dict[str, int] = {}
+
+class Channels(Pass[Settings, Decision]):
+    """Fewer channels."""
+    Options = Settings
+    Decision = Decision
+    preserves = "approximate"
+    def decide(self, program: Any, options: Settings, context: Any) -> Decision:
+        return Decision()
+    def rewrite(self, rewriter: Any, decision: Decision) -> None:
+        pass
+'''
+FOLD = '''
+from typing import Any
+from fxcompress.pipeline.base import Decision, Options, Pass
+
+class Fold(Pass[Options, Decision]):
+    """Fold."""
+    Options = Options
+    Decision = Decision
+    preserves = "exact"
+    needs = frozenset({NEEDS})
+    def decide(self, program: Any, options: Options, context: Any) -> Decision:
+        return Decision()
+    def rewrite(self, rewriter: Any, decision: Decision) -> None:
+        pass
+'''
+VALID = """\
+fxcompress: 1
+name: small
+model: {factory: "model.py:build", args: {width: 4}}
+inputs: [{name: x, shape: [batch, 3]}]
+data: {factory: "data.py:splits"}
+metric: {use: accuracy, split: eval}
+vars: {share: 40%}
+passes:
+  - {use: tidy.fold}
+  - use: prune.channels
+    id: shrink
+    targets: ["layer*.conv1"]
+    criterion: taylor
+    budget: {macs: "${vars.share}"}
+    round_to: 8
+  - {use: static}
+constraints: {metric_drop: 1.0%, size: 25%, metric: {min: 0.5}}
+emit: [pt2, {use: onnx, opset: 20}]
+"""
+MODEL = """
+import torch
+
+def build(width: int = 4) -> torch.nn.Module:
+    linear = torch.nn.Linear
+    return torch.nn.Sequential(linear(3, width), torch.nn.ReLU(), linear(width, 2))
+"""
+DATA = """
+import torch
+
+def splits():
+    x, y = torch.ones(4, 3), torch.zeros(4, dtype=torch.long)
+    return {"train": [((x,), y)], "calibration": [((x,), y)], "eval": [((x,), y), ((x,), y)]}
+"""
+
+
+@pytest.fixture(scope="session")
+def passes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
+    root = tmp_path_factory.mktemp("site")
+    package = root / "fake_passes"
+    (package / "prune").mkdir(parents=True)
+    (package / "tidy").mkdir()
+    (package / "__init__.py").touch()
+    (package / "_private.py").write_text("raise RuntimeError('imported')")
+    (package / "prune/channels.py").write_text(CHANNELS)
+    (package / "tidy/fold.py").write_text(FOLD.replace("{NEEDS}", "()"))
+    (package / "static.py").write_text(FOLD.replace("NEEDS", "'calibration'"))
+    sys.path.insert(0, str(root))
+    yield catalog([EntryPoint("fake", "fake_passes", GROUP)])
+    sys.path.remove(str(root))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "data.py").write_text(DATA)
+    (tmp_path / "spec.yaml").write_text(VALID)
+    return tmp_path
+
+
+@pytest.fixture
+def load(folder: Path, passes: Catalog) -> Callable[..., Spec]:
+    """Load a spec of this text, or the valid one, from the folder."""
+
+    def loaded(text: str | None = None, *overrides: str, name: str = "spec.yaml") -> Spec:
+        if text is not None:
+            (folder / name).write_text(text)
+        return Spec.load(folder / name, overrides, passes=passes)
+
+    return loaded

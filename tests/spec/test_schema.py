@@ -1,0 +1,92 @@
+"""The JSON Schema: current, and of one mind with the models."""
+
+import json
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import fastjsonschema
+import pytest
+
+from fxcompress.pipeline.catalog import GROUP, Catalog, catalog
+from fxcompress.spec import json_schema
+from fxcompress.spec._yaml import parse_text, read_file
+from fxcompress.spec.schema import schema_text
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_checked_in_schema_is_current() -> None:
+    builtin = catalog([EntryPoint("builtin", "passes", GROUP)])
+    assert (ROOT / "fxcompress.schema.json").read_text() == schema_text(builtin), (
+        "run: fxcompress schema --builtin > fxcompress.schema.json"
+    )
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("specs/*/*.yaml")), ids=lambda p: p.parent.name)
+def test_the_examples_are_valid(path: Path) -> None:
+    check(json.loads((ROOT / "fxcompress.schema.json").read_text()), read_file(path).plain())
+
+
+def check(schema: dict[str, Any], document: object) -> None:
+    fastjsonschema.validate(schema, document, use_default=False)
+
+
+VALID = """\
+fxcompress: 1
+model: {factory: "model.py:build", args: {width: 4}}
+inputs: [{name: x, shape: [batch, 3]}]
+data: {eval: {random: 4}}
+metric: accuracy
+vars: {share: 40%}
+passes:
+  - {use: tidy.fold}
+  - {use: prune.channels, id: shrink, budget: {macs: 50%}, round_to: "${vars.share}",
+     score: {use: taylor, samples: 3}}
+constraints: {metric_drop: 1.0%, size: 25%, metric: {min: 0.5}}
+emit: [pt2, {use: onnx, opset: 20}]
+"""
+
+
+def test_the_schema_accepts_a_valid_spec(passes: Catalog) -> None:
+    schema = json_schema(passes)
+    check(schema, parse_text(VALID, "t").plain())
+    check(schema, {"extends": "base.yaml", "passes": [{"id": "shrink", "round_to": 4}]})
+    check(schema, {"fxcompress": 1, "model": "timm:resnet18"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("fxcompress: 1", "fxcompress: 2"),
+        ("args:", "arg:"),
+        ("width: 4}}", "width: 4}, wights: x}"),
+        ('factory: "model.py:build"', "fctory: x"),
+        ("random: 4", "random: 0"),
+        ("random: 4", "rndom: 4"),
+        ("shape: [batch, 3]", "shape: 3"),
+        ("metric: accuracy", "metric: {use: acuracy}"),
+        ("use: tidy.fold", "use: tidy.fol"),
+        ("use: tidy.fold", "use: tidy.fold, x: 1"),
+        ("macs: 50%", "mac: 50%"),
+        ("macs: 50%", "macs: 50 percent"),
+        ("use: taylor", "use: tailor"),
+        ("samples: 3", "samples: many"),
+        ("samples: 3", "sample: 3"),
+        ("size: 25%", "size: 25"),
+        ("size: 25%", "sizes: 25%"),
+        ("[pt2,", "[pt3,"),
+        ("opset: 20", "opsett: 20"),
+        ("vars:", "vrs:"),
+    ],
+)
+def test_the_schema_refuses(passes: Catalog, old: str, new: str) -> None:
+    assert old in VALID
+    with pytest.raises(fastjsonschema.JsonSchemaException):
+        check(json_schema(passes), parse_text(VALID.replace(old, new), "t").plain())
+
+
+def test_equal_names_in_two_passes_do_not_meet(passes: Catalog) -> None:
+    definitions = json_schema(passes)["definitions"]
+    assert "prune.channels.Budget" in definitions
+    assert "oneOf" not in json.dumps(definitions)
