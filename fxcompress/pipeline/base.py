@@ -91,7 +91,7 @@ class Pass(ABC, Generic[OptionsT, DecisionT]):
         that a plan can show the graph that will come.
         """
 
-    def ensures(self, before: Program, after: Program, decision: DecisionT) -> None:  # noqa: B027
+    def ensures(self, before: Program, after: Program, decision: DecisionT) -> None:
         """Check the pass's own promise beyond what the manager checks for every pass.
 
         Raises:

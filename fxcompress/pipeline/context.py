@@ -5,32 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fxcompress.errors import DataError
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
+    from fxcompress.train.data import Split
 
-__all__ = ["Batch", "Context", "call", "unlabelled"]
+__all__ = ["Batch", "Context", "call"]
 
-Batch = tuple[Any, ...] | Mapping[str, Any]
+Batch: TypeAlias = tuple[Any, ...] | Mapping[str, Any]
 """Positional arguments as a tuple, or keyword arguments as a mapping."""
-
-
-def unlabelled(item: Any) -> tuple[Batch, Any]:
-    """Return `(batch, target)` of what a split yields; the target is None without labels.
-
-    A labelled item is `(batch, target)` with the batch a tuple or a mapping. A bare tensor is a
-    batch of one argument.
-    """
-    if isinstance(item, Mapping):
-        return item, None
-    if isinstance(item, (tuple, list)):
-        if len(item) == 2 and isinstance(item[0], (tuple, Mapping)):
-            return item[0], item[1]
-        return tuple(item), None
-    return (item,), None
 
 
 def call(program: Callable[..., Any], batch: Batch) -> Any:
@@ -82,10 +68,19 @@ class Context:
             DataError: The split is missing, empty, or holds fewer than `count` batches, or gives
                 other batches than when it was read before.
         """
-        for index, (batch, _) in enumerate(self._items(split, count)):
-            self._record(split, index, batch)
-            self.progress(f"reading {split}", index + 1, count)
+        given = 0
+        for batch, _ in self._recorded(split):
+            if given == count:
+                return
+            given += 1
+            self.progress(f"reading {split}", given, count)
             yield batch
+        if count is not None and given < count:
+            raise DataError(
+                f"split {split} holds {given} batches, and {count} are asked for",
+                hint="ask for fewer, or give the split more batches",
+                where=split,
+            )
 
     def samples(self, split: str, count: int) -> Iterator[Batch]:
         """Yield batches that hold `count` samples (entries of dim 0) together; the last is cut.
@@ -93,85 +88,56 @@ class Context:
         Raises:
             DataError: As for `batches`, or there are fewer than `count` samples.
         """
+        from fxcompress.train.data import Split, samples_in
+
         seen = 0
-        for index, (batch, _) in enumerate(self._items(split, None)):
-            self._record(split, index, batch)
-            size = batch_size(batch)
-            yield _first(batch, size, count - seen) if seen + size > count else batch
-            seen += size
-            self.progress(f"reading {split}", min(seen, count), count)
-            if seen >= count:
-                return
-        raise DataError(
-            f"split {split} holds {seen} samples, and {count} are asked for",
-            hint="ask for fewer, or let the data factory yield more",
-            where=split,
-        )
+        for batch, _ in Split(split, self._recorded(split), limit=count):
+            seen += samples_in(batch)
+            self.progress(f"reading {split}", seen, count)
+            yield batch
 
     def labelled(self, split: str) -> Iterator[tuple[Batch, Any]]:
         """Yield `(batch, target)`; the target is None where the split has no labels."""
-        return self._items(split, None)
+        return iter(self._split(split))
 
-    def _items(self, split: str, count: int | None) -> Iterator[tuple[Batch, Any]]:
-        if split not in self.data:
+    def _split(self, name: str) -> Split:
+        """Return a split, checked while it is read.
+
+        Raises:
+            DataError: There is none of that name, or it can be read only once.
+        """
+        from fxcompress.train.data import Split, one_split
+
+        if name not in self.data:
             names = ", ".join(sorted(self.data)) or "no data at all"
             raise DataError(
-                f"there is no split {split}",
+                f"there is no split {name}",
                 reason=f"the data has {names}",
-                hint=f"let the data factory return a split called {split!r}",
-                where=split,
+                hint=f"let the data factory return a split called {name!r}",
+                where=name,
             )
-        given = 0
-        for item in self.data[split]:
-            if count is not None and given >= count:
-                return
-            yield unlabelled(item)
-            given += 1
-        if given == 0:
-            raise DataError(f"split {split} is empty", where=split)
-        if count is not None and given < count:
-            raise DataError(
-                f"split {split} holds {given} batches, and {count} are asked for",
-                hint="ask for fewer, or let the data factory yield more",
-                where=split,
-            )
+        found = self.data[name]
+        return found if isinstance(found, Split) else one_split(name, found, "the data")
 
-    def _record(self, split: str, index: int, batch: Batch) -> None:
-        digest = digest_of(batch)
-        known = self.read.setdefault(split, [])
-        if index == len(known):
-            known.append(digest)
-        elif index < len(known) and known[index] != digest:
-            raise DataError(
-                f"split {split} gives another batch {index} than before",
-                reason="a run must be repeatable, and its lock names the data it saw",
-                hint="let the data factory return the same batches in the same order every time",
-                where=split,
-            )
+    def _recorded(self, name: str) -> Iterator[tuple[Batch, Any]]:
+        """Yield `(batch, target)` and note the digest of each batch.
 
-
-def batch_size(batch: Batch) -> int:
-    """Return the size of dim 0 of the first tensor in a batch."""
-    import torch
-    from torch.utils import _pytree as pytree
-
-    for leaf in pytree.tree_leaves(batch):
-        if isinstance(leaf, torch.Tensor) and leaf.dim():
-            return leaf.shape[0]
-    raise DataError("a batch holds no tensor", reason=f"it is {type(batch).__name__}")
-
-
-def _first(batch: Batch, size: int, count: int) -> Batch:
-    """Return the first `count` of the `size` samples in a batch."""
-    import torch
-    from torch.utils import _pytree as pytree
-
-    def cut(leaf: Any) -> Any:
-        batched = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == size
-        return leaf[:count] if batched else leaf
-
-    cut_batch: Batch = pytree.tree_map(cut, batch)
-    return cut_batch
+        Raises:
+            DataError: A batch is not what it was when it was read before.
+        """
+        known = self.read.setdefault(name, [])
+        for index, (batch, target) in enumerate(self._split(name)):
+            digest = digest_of(batch)
+            if index == len(known):
+                known.append(digest)
+            elif known[index] != digest:
+                raise DataError(
+                    f"split {name} gives another batch {index} than before",
+                    reason="a run must be repeatable, and its lock names the data it saw",
+                    hint="let the data factory return the same batches in the same order",
+                    where=name,
+                )
+            yield batch, target
 
 
 def digest_of(batch: Batch) -> str:

@@ -18,7 +18,16 @@ from torch import Tensor
 from fxcompress.errors import DataError
 from fxcompress.train.inputs import InputSpec, example
 
-__all__ = ["Batch", "Data", "Split", "from_factory", "from_tensors", "random_split", "read_tensors"]
+__all__ = [
+    "Batch",
+    "Data",
+    "Split",
+    "from_factory",
+    "from_tensors",
+    "random_split",
+    "read_tensors",
+    "samples_in",
+]
 
 Batch: TypeAlias = tuple[Any, ...] | Mapping[str, Any]
 """Positional arguments as a tuple, or keyword arguments as a mapping."""
@@ -50,7 +59,7 @@ class Split:
         for index, item in enumerate(self._raw()):
             batch, target = self._normal(item, index)
             self._check(batch, index)
-            count = _samples(batch)
+            count = samples_in(batch)
             if self.limit is not None and seen + count >= self.limit:
                 kept = self.limit - seen
                 yield _cut(batch, count, kept), _cut(target, count, kept)
@@ -66,8 +75,8 @@ class Split:
             )
         if self.limit is not None:
             raise DataError(
-                f"split {self.name} holds {seen} samples, and `limit` asks for {self.limit}",
-                hint="lower `limit`, or give the split more samples",
+                f"split {self.name} holds {seen} samples, and {self.limit} are asked for",
+                hint="ask for fewer, or give the split more samples",
                 where=self.name,
             )
 
@@ -357,7 +366,7 @@ def random_split(
     return Split(name, source, tuple(inputs), limit)
 
 
-def _samples(batch: Batch) -> int:
+def samples_in(batch: Batch) -> int:
     """Return the size of dim 0 of the first tensor of a batch."""
     for value in batch.values() if isinstance(batch, Mapping) else batch:
         if isinstance(value, Tensor) and value.dim():
