@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -96,18 +95,18 @@ def catalog(entries: Iterable[EntryPoint] | None = None) -> Catalog:
 def _walk(package: str) -> list[tuple[str, str]]:
     """Return `(pass name, module)` of every public file below a package, importing none."""
     folders = _folders(package)
-    if folders is None:
+    if not folders:
         raise UsageError(
             f"the entry point {package} of {GROUP} names no package",
             hint="reinstall the distribution that declares it",
         )
-    names = {name for folder in folders for name in _files(Path(folder), ())}
+    names = {name for folder in folders for name in _files(folder, ())}
     return [(name, f"{package}.{name}") for name in sorted(names)]
 
 
 def _files(folder: Path, above: tuple[str, ...]) -> Iterator[str]:
     """Yield the dotted names of the public Python files in a folder and below it."""
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for entry in sorted(folder.iterdir()):
         if entry.name.startswith("_") or not entry.stem.isidentifier():
             continue
         if entry.is_dir():
@@ -116,20 +115,15 @@ def _files(folder: Path, above: tuple[str, ...]) -> Iterator[str]:
             yield ".".join((*above, entry.stem))
 
 
-def _folders(package: str) -> list[str] | None:
+def _folders(package: str) -> list[Path]:
     """Return the folders of a package without importing it or what stands above it."""
-    paths: list[str] | None = None
-    name = ""
-    for part in package.split("."):
-        name = f"{name}.{part}" if name else part
-        spec = PathFinder.find_spec(name, paths)
-        if spec is None and not paths:
-            # Editable installs may map packages through finders of their own.
-            spec = importlib.util.find_spec(name)
-        if spec is None or spec.submodule_search_locations is None:
-            return None
-        paths = list(spec.submodule_search_locations)
-    return paths
+    top, *below = package.split(".")
+    # Editable installs may map packages through finders of their own, so ask all of them.
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.submodule_search_locations is None:
+        return []
+    places = [Path(place, *below) for place in spec.submodule_search_locations]
+    return [place for place in places if place.is_dir()]
 
 
 def _pass_in(module_name: str, name: str) -> PassClass:

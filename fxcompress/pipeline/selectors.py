@@ -118,7 +118,8 @@ class Selector:
                     )
         for pattern in self.types:
             if not any(c.is_type(pattern) for c in candidates):
-                known = sorted({n for c in candidates for n in (c.op, c.cls.rpartition(".")[2])})
+                ops, classes = ({getattr(c, part) for c in candidates} for part in ("op", "cls"))
+                known = [*sorted(ops), *sorted(cls.rpartition(".")[2] for cls in classes)]
                 raise SelectorError(
                     f"`{pattern}` in `types` matches nothing",
                     reason=f"none of {len(ids)} candidates has such an op or class",

@@ -33,13 +33,17 @@ def site(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     sys.path.remove(str(tmp_path))
     for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) or "one_site" in name:
-            sys.modules.pop(name)
+        if name.startswith("cat_"):
+            del sys.modules[name]
 
 
-def write(path: Path, text: str = PASS, **fields: str) -> None:
+def one(name: str = "Found", options: str = "Options") -> str:
+    return PASS.format(name=name, options=options)
+
+
+def write(path: Path, text: str | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.format(**{"name": "Found", "options": "Options", **fields}))
+    path.write_text(one() if text is None else text)
 
 
 def found(*packages: str) -> Catalog:
@@ -116,14 +120,14 @@ def test_an_unknown_name_says_what_was_meant(site: Path) -> None:
         ("def f(:", "SyntaxError"),
         (
             "from fxcompress.pipeline.base import Options\nclass Mine(Options):\n    use: str\n"
-            + PASS.format(name="A", options="Mine"),
+            + one("A", "Mine"),
             "belong to the step",
         ),
     ],
 )
 def test_a_file_holds_exactly_one_pass(site: Path, text: str, message: str) -> None:
     name = f"cat_g{abs(hash(text))}"
-    write(site / name / "one.py", "{text}", text=text)
+    write(site / name / "one.py", text)
     with pytest.raises(PassError) as caught:
         found(name)["one"]
     assert message in str(caught.value)
@@ -131,7 +135,7 @@ def test_a_file_holds_exactly_one_pass(site: Path, text: str, message: str) -> N
 
 
 def test_imported_and_private_passes_do_not_count(site: Path) -> None:
-    write(site / "cat_h/base.py", name="Base")
+    write(site / "cat_h/base.py", one("Base"))
     own = "from cat_h.base import Base\nclass _Half(Base): pass\nclass Mine(Base): pass\n"
     write(site / "cat_h/mine.py", own)
     assert found("cat_h")["mine"].__name__ == "Mine"

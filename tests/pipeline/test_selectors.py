@@ -34,7 +34,8 @@ NODES = [
         (Selector(types=("Norm",)), ["layer1.1.norm"]),
         (Selector(types=("*Norm*",)), ["layer1.0.bn1", "layer1.1.norm"]),
         (Selector(types=("conv2d",), exclude=("stem",)), ["layer1.0.conv1", "layer1.1.conv1"]),
-        (Selector(targets=("layer1.*",), types=("relu",), expect=2), ["layer1.0/relu", "layer1.0/relu@2"]),
+        (Selector(targets=("layer1.*",), types=("relu",), expect=2),
+         ["layer1.0/relu", "layer1.0/relu@2"]),
         (Selector(targets=("fc",), exclude=("fc",), expect=0), []),
     ],
 )  # fmt: skip
@@ -45,15 +46,18 @@ def test_choose(selector: Selector, chosen: list[str]) -> None:
 @pytest.mark.parametrize(
     ("selector", "what", "reason", "hint"),
     [
-        (Selector(targets=("layer1.0.conv9",)), "`layer1.0.conv9` in `targets`", "none of 8", "`layer1.0.conv1`"),
-        (Selector(targets=("layer1",)), "matches nothing", "", "it holds 6 candidates: write `layer1.*`"),
+        (Selector(targets=("layer1.0.conv9",)), "`layer1.0.conv9` in `targets`", "none of 8",
+         "`layer1.0.conv1`"),
+        (Selector(targets=("layer1",)), "matches nothing", "", "6 candidates: write `layer1.*`"),
         (Selector(targets=("conv1",)), "matches nothing", "", "2 ids end in it: write `*conv1`"),
         (Selector(targets=("fc", "typo")), "`typo` in `targets`", "", "there are: `stem`"),
         (Selector(exclude=("fcc",)), "`fcc` in `exclude`", "none of 8", "`fc`"),
         (Selector(types=("con2d",)), "`con2d` in `types`", "op or class", "`conv2d`"),
-        (Selector(targets=("fc",), types=("relu",)), "nothing is selected", "1 match the targets, 0 of these", "`linear`"),
+        (Selector(targets=("fc",), types=("relu",)), "nothing is selected",
+         "1 match the targets, 0 of these", "`linear`"),
         (Selector(targets=("fc",), exclude=("fc",)), "nothing is selected", "1 are excluded", ""),
-        (Selector(types=("relu",), expect=3), "2 nodes are selected, 3 are expected", "`layer1.0/relu`", "correct `expect`"),
+        (Selector(types=("relu",), expect=3), "2 nodes are selected, 3 are expected",
+         "`layer1.0/relu`", "correct `expect`"),
         (Selector(targets=("fc",), expect=0), "1 nodes are selected, 0 are expected", "`fc`", ""),
     ],
 )  # fmt: skip
