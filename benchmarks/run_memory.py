@@ -11,7 +11,7 @@ from benchmarks._common import child, own_peak, write_table
 
 PASSES = [
     {"use": "tidy.fold_batchnorm"},
-    *({"use": "tidy.replace_activation", "id": f"swap{i}", "map": swap}
+    *({"use": "tidy.replace_activation", "id": f"swap{i}", "replace": swap}
       for i, swap in enumerate([{"relu": "relu6"}, {"relu6": "relu"}] * 3)),
     {"use": "quantize.static", "calibration": 8},
 ]  # fmt: skip
