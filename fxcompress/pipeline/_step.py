@@ -79,7 +79,12 @@ class StepRunner:
         before, self.cost = self.cost, cost(after).summary()
         entry = locked(step, decision)
         record = self._record(index, step, entry, rewriter, before, proof, started)
-        record = record.model_copy(update={"to_previous": to_previous, "to_original": to_original})
+        measured = {
+            "to_previous": to_previous,
+            "to_original": to_original,
+            "metric": self.context.evaluate(after),
+        }
+        record = record.model_copy(update=measured)
         return Applied(after, record, entry, decision)
 
     def _decision(self, step: Step, program: Program) -> Decision:

@@ -12,16 +12,12 @@ from fxcompress.errors import DataError
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.train.data import Split
+    from fxcompress.train.metrics import Metric
 
-__all__ = ["Batch", "Context", "call"]
+__all__ = ["Batch", "Context"]
 
 Batch: TypeAlias = tuple[Any, ...] | Mapping[str, Any]
 """Positional arguments as a tuple, or keyword arguments as a mapping."""
-
-
-def call(program: Callable[..., Any], batch: Batch) -> Any:
-    """Call a Program or module with a batch."""
-    return program(**batch) if isinstance(batch, Mapping) else program(*batch)
 
 
 @dataclass
@@ -35,7 +31,7 @@ class Context:
         original: The Program before the first pass; the teacher of a distillation.
         name: The run's name.
         spec: Digest of the spec and all it extends and names; empty when composed in code.
-        metric: `(callable model) -> float` on the spec's metric and split, if there is one.
+        metric: What results are judged by, on one split of `data`; measured after every pass.
         reproduce: Further entries (`data`, `metric`) of the spec that reproduces a failure.
         on_progress: Called with `(text, done, total)`.
         read: Per split, the digest of each batch that was read through `batches`, in order.
@@ -47,7 +43,7 @@ class Context:
     original: Program | None = None
     name: str = "run"
     spec: str = ""
-    metric: Callable[[Callable[..., Any]], float] | None = None
+    metric: Metric | None = None
     reproduce: Mapping[str, Any] = field(default_factory=dict)
     on_progress: Callable[[str, int, int | None], None] | None = None
     read: dict[str, list[str]] = field(default_factory=dict)
@@ -99,6 +95,19 @@ class Context:
     def labelled(self, split: str) -> Iterator[tuple[Batch, Any]]:
         """Yield `(batch, target)`; the target is None where the split has no labels."""
         return iter(self._split(split))
+
+    def evaluate(self, program: Program) -> float | None:
+        """Return the metric of a Program, or None where there is no metric.
+
+        Raises:
+            DataError: The metric's split is missing, empty or has no labels.
+            NumericsError: The metric is NaN.
+        """
+        if self.metric is None:
+            return None
+        original = None if self.original is None else self.original.module
+        split = {name: self._split(name) for name in self.data if name == self.metric.split}
+        return self.metric.evaluate(program.module, split, original)
 
     def _split(self, name: str) -> Split:
         """Return a split, checked while it is read.

@@ -127,6 +127,10 @@ class _Run:
         if record.passes:
             probing.measure(program)
             digests.take(program)
+        if self.context.metric is not None and record.original_metric is None:
+            measured = self.context.evaluate(self.original)
+            name = self.context.metric.name
+            record = record.model_copy(update={"original_metric": measured, "metric_name": name})
         runner = StepRunner(self.context, digests, probing, record.result, lock)
         for index, step in enumerate(self.pipeline, start=1):
             if index <= len(record.passes):
@@ -177,8 +181,10 @@ class _Run:
             assert entry is not None, "every checkpoint but the first is a pass's"
             self.context.read = {s: list(each) for s, each in checkpoint.manifest.read.items()}
             lock = lock.with_pass(entry, checkpoint.arrays, self.context.read)
+        assert found is not None, "checkpoints are only looked for where a run was found"
         passes = tuple(each.record for each in done if each.record is not None)
-        record = record.model_copy(update={"passes": passes})
+        measured = {"original_metric": found.original_metric, "metric_name": found.metric_name}
+        record = record.model_copy(update={"passes": passes, **measured})
         self.folder.write(record)
         program = self.checkpoints.load(done[-1], remember=True)
         return program, record, lock

@@ -54,7 +54,8 @@ class PassRecord(_Record):
         after: Cost of the Program it made.
         to_previous: Outputs on the probes against the Program it was given.
         to_original: Outputs on the probes against the original.
-        seconds: Wall-clock time of decide, rewrite and checks.
+        metric: The metric after it, where the run has one.
+        seconds: Wall-clock time of decide, rewrite and checks, the metric left out.
     """
 
     index: int
@@ -73,6 +74,7 @@ class PassRecord(_Record):
     to_previous: OutputComparison | None = None
     to_original: OutputComparison | None = None
     proof: Proof
+    metric: float | None = None
     seconds: float = 0.0
 
     @property
@@ -101,6 +103,8 @@ class RunRecord(_Record):
         model: Digest of the original Program, structure and weights.
         steps: The ids of all passes, done or not.
         original: Cost of the original.
+        original_metric: The metric of the original, where the run has one.
+        metric_name: Which metric that is.
     """
 
     format_version: str = FORMAT_VERSION
@@ -112,6 +116,8 @@ class RunRecord(_Record):
     versions: Versions
     steps: tuple[str, ...]
     original: CostSummary
+    original_metric: float | None = None
+    metric_name: str = ""
     passes: tuple[PassRecord, ...] = ()
     error: str = ""
 

@@ -6,6 +6,7 @@ from fxcompress._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from fxcompress.spec._steps import parse_options as parse_options
+    from fxcompress.spec._steps import parse_steps as parse_steps
     from fxcompress.spec.constraints import ConstraintResult as ConstraintResult
     from fxcompress.spec.constraints import Constraints as Constraints
     from fxcompress.spec.constraints import Figures as Figures
@@ -33,5 +34,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "json_schema": "schema",
         "load_program": "load_program",
         "parse_options": "_steps",
+        "parse_steps": "_steps",
     },
 )

@@ -12,13 +12,13 @@ from pydantic import ValidationError
 
 from fxcompress.errors import FxCompressError, Problem, SpecError
 from fxcompress.pipeline.base import Options, Pass
-from fxcompress.pipeline.catalog import Catalog
+from fxcompress.pipeline.catalog import Catalog, catalog
 from fxcompress.pipeline.steps import Step
 from fxcompress.spec._explain import explain
 from fxcompress.spec._override import step_ids
 from fxcompress.spec._source import Key, Map, Node, Origin, Scalar, Seq, Text, from_plain
 
-__all__ = ["StepHead", "StepReader", "failure", "parse_options"]
+__all__ = ["StepHead", "StepReader", "failure", "parse_options", "parse_steps"]
 
 _ID = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_-])?")
 _HEAD = ("use", "id", "skip")
@@ -55,6 +55,24 @@ def parse_options(pass_class: type[Pass[Any, Any]], values: Mapping[str, Any]) -
     if options is None:
         raise failure(name, reader.problems)
     return options
+
+
+def parse_steps(steps: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
+    """Return checked steps from plain values, as `passes` of a spec would hold them.
+
+    Raises:
+        SpecError: A pass is unknown or an option is wrong; all problems are told at once.
+    """
+    origin = Origin(Text("passes"))
+    try:
+        items = tuple(from_plain(step, origin) for step in steps)
+    except TypeError as error:
+        raise SpecError("the passes are not valid", reason=str(error)) from error
+    reader = StepReader(Map({"passes": Seq(list(items), origin)}, origin), catalog())
+    found, _ = reader.read()
+    if reader.problems:
+        raise failure("the list of passes", reader.problems)
+    return tuple(found)
 
 
 @dataclass
