@@ -7,7 +7,7 @@ the id of an inherited step changes that step in place, any other is appended.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -23,7 +23,7 @@ from fxcompress.spec.models import MODEL_KINDS
 __all__ = ["Composed", "compose", "compose_file", "merge"]
 
 _MAX_CHAIN = 32
-_PATH_KEYS = {"factory", "weights", "tensors", "program", "pt2", "hf"}
+_MODEL_PATHS = {"weights", "program", "pt2", "hf"}
 
 _Files: TypeAlias = dict[Path, set[str]]
 """The files that were read, in order, and the variables that each mentions."""
@@ -166,36 +166,38 @@ def _rebase(tree: Map, folder: Path, home: Path) -> Map:
     if folder.resolve() == home.resolve():
         return tree
     prefix = os.path.relpath(folder.resolve(), home.resolve())
-    return _rebased(tree, prefix, ())
+    return _rebased_map(tree, prefix, ())
+
+
+def _rebased_map(node: Map, prefix: str, key: tuple[str, ...]) -> Map:
+    items = {k: _rebased(v, prefix, (*key, k)) for k, v in node.items.items()}
+    return Map(items, node.origin, node.keys)
 
 
 def _rebased(node: Node, prefix: str, key: tuple[str, ...]) -> Node:
     if isinstance(node, Map):
-        items = {k: _rebased(v, prefix, (*key, k)) for k, v in node.items.items()}
-        return Map(items, node.origin, node.keys)
+        return _rebased_map(node, prefix, key)
     if isinstance(node, Seq):
         return Seq([_rebased(item, prefix, key) for item in node.items], node.origin)
-    if isinstance(node.value, str) and _is_path(node.value, key):
-        head, sep, rest = node.value.partition(":")
-        if key == ("model",) and head in _PATH_KEYS and sep:
-            return Scalar(f"{head}:{_joined(prefix, rest)}", node.origin)
-        return Scalar(_joined(prefix, node.value), node.origin)
-    return node
+    if not isinstance(node.value, str) or not _is_path(node.value, key):
+        return node
+    head, sep, rest = node.value.partition(":")
+    if key == ("model",) and head in _MODEL_PATHS and sep:
+        return Scalar(f"{head}:{_joined(prefix, rest)}", node.origin)
+    return Scalar(_joined(prefix, node.value), node.origin)
 
 
 def _joined(prefix: str, path: str) -> str:
     return path if os.path.isabs(path) else f"{prefix}/{path}".replace(os.sep, "/")
 
 
-def _is_path(value: str, key: Iterable[str]) -> bool:
+def _is_path(value: str, key: tuple[str, ...]) -> bool:
     """Whether a string is a path relative to its spec: by its key, or as a `file.py:function`."""
-    *above, last = key
-    if ".py:" in value and (last == "factory" or not above):
-        return True
-    if last == "factory" or "${" in value[:2]:
+    if value.startswith("${"):
         return False
-    if not above:
-        return last == "model" and value.partition(":")[0] in {"program", "pt2", "hf"}
-    if last == "weights":
-        return above == ["model"] and value != "meta"
-    return last in _PATH_KEYS and above[0] in {"model", "data"}
+    if key[-1] == "factory" or key in {("model",), ("data",), ("metric",)}:
+        kind, colon, _ = value.partition(":")
+        return ".py:" in value or (key == ("model",) and bool(colon) and kind in _MODEL_PATHS)
+    if key[:-1] == ("model",):
+        return key[-1] in _MODEL_PATHS and value != "meta"
+    return len(key) == 3 and (key[0], key[2]) == ("data", "tensors")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from fxcompress.errors import Problem
 from fxcompress.pipeline._close import did_you_mean
-from fxcompress.spec._source import Key, Map, Node, Scalar, descend
+from fxcompress.spec._source import Key, Map, Node, Origin, Scalar, descend
 
 __all__ = ["explain", "field_names", "known_keys"]
 
@@ -86,7 +86,7 @@ class _Located:
         deeper = len(self.path) > depth and self.path[:depth] == other.path
         return deeper and bool(self.tags and other.tags) and self.tags != other.tags
 
-    def _origin(self) -> Any:
+    def _origin(self) -> Origin:
         if self.about_key and self.path:
             parent = _resolve_exact(self.root, self.path[:-1])
             if isinstance(parent, Map):

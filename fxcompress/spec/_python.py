@@ -57,7 +57,7 @@ def load_factory(text: str, folder: Path, error: ErrorClass, where: str) -> Call
         raise error(
             f"{text} is a {type(found).__name__}", reason="a factory is called", where=where
         )
-    return _beside(found, path.resolve().parent) if path is not None else found  # type: ignore[no-any-return]
+    return _beside(found, path.resolve().parent) if path is not None else found
 
 
 def call_factory(

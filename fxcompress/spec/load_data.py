@@ -10,17 +10,10 @@ from fxcompress.spec._python import call_factory, load_factory
 from fxcompress.spec.load_inputs import example_dims, input_specs
 from fxcompress.spec.models import DataFactory
 from fxcompress.spec.models import Split as SplitBlock
-from fxcompress.train.data import (
-    Data,
-    Split,
-    from_factory,
-    from_tensors,
-    one_split,
-    random_split,
-    read_tensors,
-)
+from fxcompress.train.data import Data, Split, from_factory, one_split
 from fxcompress.train.inputs import InputSpec
 from fxcompress.train.metrics import BUILT_IN, Metric
+from fxcompress.train.sources import from_tensors, random_split, read_tensors
 
 if TYPE_CHECKING:
     from fxcompress.spec.spec import Spec

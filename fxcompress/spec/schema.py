@@ -20,7 +20,7 @@ __all__ = ["json_schema", "schema_text"]
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 _VARIABLE = r"^\$\{"
-_STEP = {
+_STEP: dict[str, dict[str, Any]] = {
     "use": {"description": "The pass."},
     "id": {
         "type": "string",

@@ -9,29 +9,19 @@ if TYPE_CHECKING:
     from fxcompress.train.data import Data as Data
     from fxcompress.train.data import Split as Split
     from fxcompress.train.data import from_factory as from_factory
-    from fxcompress.train.data import from_tensors as from_tensors
-    from fxcompress.train.data import random_split as random_split
-    from fxcompress.train.data import read_tensors as read_tensors
     from fxcompress.train.inputs import InputSpec as InputSpec
     from fxcompress.train.inputs import example as example
     from fxcompress.train.metrics import BUILT_IN as BUILT_IN
     from fxcompress.train.metrics import Metric as Metric
+    from fxcompress.train.sources import from_tensors as from_tensors
+    from fxcompress.train.sources import random_split as random_split
+    from fxcompress.train.sources import read_tensors as read_tensors
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        **dict.fromkeys(
-            (
-                "Batch",
-                "Data",
-                "Split",
-                "from_factory",
-                "from_tensors",
-                "random_split",
-                "read_tensors",
-            ),
-            "data",
-        ),
+        **dict.fromkeys(("Batch", "Data", "Split", "from_factory"), "data"),
+        **dict.fromkeys(("from_tensors", "random_split", "read_tensors"), "sources"),
         **dict.fromkeys(("InputSpec", "example"), "inputs"),
         **dict.fromkeys(("BUILT_IN", "Metric"), "metrics"),
     },

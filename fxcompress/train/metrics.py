@@ -63,7 +63,7 @@ class Metric:
             )
         extra = {"original": original} if self.needs_original else {}
         with torch.no_grad(), _evaluating(model), _evaluating(original):
-            value = self.function(model, data[self.split], **extra)
+            value: object = self.function(model, data[self.split], **extra)
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -11,8 +11,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fxcompress.errors import DataError
-from fxcompress.train import Data, InputSpec, Split, from_factory, from_tensors, random_split
-from fxcompress.train.data import one_split, read_tensors
+from fxcompress.train import (
+    Data,
+    InputSpec,
+    Split,
+    from_factory,
+    from_tensors,
+    random_split,
+    read_tensors,
+)
+from fxcompress.train.data import one_split
 
 X = InputSpec("x", ("batch", 3))
 IDS = InputSpec("ids", ("batch", "seq"), torch.int64, "randint(0, 10)")
