@@ -121,19 +121,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(model.id for model in models))
         return 0
-    done = 0
+    command = f"python -m benchmarks.zoo.sweep --only '{options.only}'"
+    done: dict[str, Result] = {}
 
     def on_result(result: Result) -> None:
-        nonlocal done
-        done += 1
+        done[result.id] = result
+        if options.out:  # each time, so that an interrupted sweep leaves what it has
+            ordered = [done[model.id] for model in models if model.id in done]
+            _write(Path(options.out), ordered, command)
         failed = {n: c.detail for n, c in result.checks.items() if c.status == "fail"}
         verdict = "; ".join(f"{name}: {detail}" for name, detail in failed.items()) or "ok"
-        print(f"[{done}/{len(models)}] {result.id}  {verdict}", file=sys.stderr, flush=True)
+        print(f"[{len(done)}/{len(models)}] {result.id}  {verdict}", file=sys.stderr, flush=True)
 
-    results = sweep(models, jobs=options.jobs, eager_only=options.eager, on_result=on_result)
-    if options.out:
-        command = f"python -m benchmarks.zoo.sweep --only '{options.only}'"
-        _write(Path(options.out), results, command)
+    results = sweep(
+        models,
+        jobs=options.jobs,
+        eager_only=options.eager,
+        timeout=options.timeout,
+        on_result=on_result,
+    )
     bad = sum(any(c.status == "fail" for c in r.checks.values()) for r in results)
     print(f"{len(results)} models, {len(results) - bad} without a failure", file=sys.stderr)
     return 1 if bad else 0
@@ -151,6 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="*", metavar="GLOB", help="models to sweep, by id")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--out", metavar="FILE.md", help="table to write, with a .json beside it")
+    parser.add_argument(
+        "--timeout", type=float, default=_TIMEOUT, metavar="S", help="seconds per model"
+    )
     parser.add_argument("--eager", action="store_true", help="only build and run the models")
     parser.add_argument("--list", action="store_true", help="only print the ids")
     return parser
