@@ -124,18 +124,19 @@ def lower(module: fx.GraphModule, form: str, *, integer_bias: bool = False) -> L
 
     Args:
         module: A private copy of a program's graph.
-        form: `arithmetic` or `decomposed`.
+        form: `arithmetic`, `decomposed`, or `storage` (weights alone).
         integer_bias: Store the bias of integer layers as int32, and give linear layers inputs
             of two dimensions, as onnxruntime's kernels want them.
     """
     done = Lowered()
     _count(module, done)
     weights = [n for n in module.graph.nodes if _quantizer(n) is not None and _is_weight(n)]
-    if form == "arithmetic":
+    if form in ("arithmetic", "storage"):
         for node in weights:
             _store(module, node)
             node.args = ()
-        _write_rounding(module)
+        if form == "arithmetic":
+            _write_rounding(module)
     else:
         _Decomposed(module, done, integer_bias).run(weights)
     module.graph.eliminate_dead_code()

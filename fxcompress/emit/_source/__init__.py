@@ -1,0 +1,1 @@
+"""Readable Python from a graph: module tree, regions, bodies, classes, rendering."""

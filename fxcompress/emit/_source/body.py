@@ -1,0 +1,358 @@
+"""The body of one `forward`: statements with names, as few lines as read well."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fxcompress.emit._source.expressions import ATOM, Expression, Speller
+from fxcompress.emit._source.items import Call, Compute, Item, Loop, Sizes, Unpack, items_of
+from fxcompress.emit._source.literals import Literals, literal_text, visible_length
+from fxcompress.emit._source.naming import fresh, identifier, input_hint, meaning, role
+from fxcompress.emit._source.regions import Region, dimension
+from fxcompress.emit._source.tree import Unit
+from fxcompress.ir.ops import op_name
+from fxcompress.ir.signature import Signature
+
+__all__ = ["Body", "write_body", "write_root_body"]
+
+_DEPTH: Final = 3
+_LENGTH: Final = 64
+_ELEMENTWISE: Final = frozenset({"add", "sub", "mul", "div"})
+# What these return is another thing than what they take, so it gets a name of its own.
+_RENAMES: Final = frozenset({"matmul", "bmm", "sdpa", "cat", "stack", "where", "embedding"})
+
+
+@dataclass
+class Body:
+    """Parameters and lines of a method; lines are relative to its own indentation."""
+
+    parameters: list[tuple[str, str]]
+    lines: list[str]
+    result: str
+    imports: set[str] = field(default_factory=set)
+
+
+def write_body(unit: Unit, region: Region, symbols: Mapping[str, str], literals: Literals) -> Body:
+    """Return the `forward` of a module inside the model."""
+    writer = _Writer(unit, region, symbols, literals)
+    for position, node in enumerate(region.inputs):
+        hint = input_hint(node, position == 0)
+        writer.bind(node, fresh(hint, writer.taken), parameter=True)
+    writer.run(region.outputs)
+    names = [writer.value(node).text for node in region.outputs]
+    return writer.body(names[0] if len(names) == 1 else ", ".join(names))
+
+
+def write_root_body(
+    unit: Unit,
+    region: Region,
+    symbols: Mapping[str, str],
+    literals: Literals,
+    signature: Signature,
+    outputs: Sequence[Any],
+) -> Body:
+    """Return the `forward` of the model: its parameters and output are the program's."""
+    writer = _Writer(unit, region, symbols, literals)
+    placeholders = {
+        str(n.target): n for n in unit_graph(outputs, region).find_nodes(op="placeholder")
+    }
+    for parameter in signature.parameters:
+        if parameter.kind == "KEYWORD_ONLY" and all(k != "*" for k, _ in writer.parameters):
+            writer.parameters.append(("*", ""))
+        name = identifier(parameter.name)
+        star = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind, "")
+        whole = parameter.tree.is_leaf()
+        writer.parameters.append((star + name, "Tensor" if whole or star else "Any"))
+        writer.taken[name] = None
+        for path, leaf in zip(_paths(parameter.tree), parameter.leaves, strict=True):
+            node = placeholders[str(leaf)]
+            if whole:
+                writer.bind(node, name)
+            elif node.users:
+                inner = fresh(identifier(str(leaf)), writer.taken)
+                writer.bind(node, inner)
+                writer.lines.append(f"{inner} = {name}{path}")
+    nodes = [leaf for leaf in outputs if isinstance(leaf, fx.Node)]
+    writer.run(nodes)
+    texts = [
+        writer.value(leaf).text if isinstance(leaf, fx.Node) else literal_text(leaf)
+        for leaf in outputs
+    ]
+    return writer.body(_tree_text(pytree.tree_unflatten(texts, signature.output)))
+
+
+def unit_graph(outputs: Sequence[Any], region: Region) -> fx.Graph:
+    """Return the graph that the outputs or the region are of."""
+    nodes = [leaf for leaf in outputs if isinstance(leaf, fx.Node)] or list(region.nodes())
+    return nodes[0].graph
+
+
+def _paths(tree: pytree.TreeSpec) -> list[str]:
+    value = pytree.tree_unflatten(list(range(tree.num_leaves)), tree)
+    return [
+        pytree.keystr(path).replace("'", '"') for path, _ in pytree.tree_flatten_with_path(value)[0]
+    ]
+
+
+def _tree_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        inner = ", ".join(f"{literal_text(key)}: {_tree_text(v)}" for key, v in value.items())
+        return f"{{{inner}}}"
+    parts = [_tree_text(item) for item in value]
+    if isinstance(value, list):
+        return f"[{', '.join(parts)}]"
+    return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"
+
+
+class _Writer:
+    """Writes one body; `taken` maps every name in use to the node it stands for."""
+
+    def __init__(
+        self, unit: Unit, region: Region, symbols: Mapping[str, str], literals: Literals
+    ) -> None:
+        self.unit, self.region, self.symbols = unit, region, symbols
+        self.parameters: list[tuple[str, str]] = []
+        self.lines: list[str] = []
+        self.taken: dict[str, fx.Node | None] = {}
+        self.values: dict[fx.Node, Expression] = {}
+        self.hints: dict[fx.Node, str] = {}
+        self.sizes: dict[str, str] = {}
+        self.used: list[fx.Node] = []
+        self.reads: dict[fx.Node, list[fx.Node]] = {}
+        self.items = items_of(unit, region, symbols)
+        self.counts: Counter[fx.Node] = Counter()
+        self.last: dict[fx.Node, int] = {}
+        self.spell = Speller(self.value, literals, None)
+
+    def body(self, result: str) -> Body:
+        return Body(self.parameters, self.lines, result, self.spell.imports)
+
+    def bind(self, node: fx.Node, name: str, *, parameter: bool = False) -> None:
+        """Let a name stand for the value of a node."""
+        self.taken[name] = node
+        self.values[node] = Expression(name)
+        if isinstance(node.meta.get("val"), torch.Tensor) and self.spell.device is None:
+            self.spell.device = f"{name}.device"
+        size = dimension(node, self.symbols)
+        if size is not None:
+            self.sizes.setdefault(size, name)
+        if parameter:
+            tensor = isinstance(node.meta.get("val"), torch.Tensor)
+            number = isinstance(node.meta.get("val"), (int, torch.SymInt))
+            self.parameters.append((name, "Tensor" if tensor else "int" if number else "Any"))
+
+    def value(self, node: fx.Node) -> Expression:
+        """Return the expression that gives the value of a node here."""
+        self.used.extend(self.reads.get(node, [node]))
+        if node in self.values:
+            return self.values[node]
+        if node.op == "get_attr":
+            return Expression(self._access(str(node.target)))
+        size = dimension(node, self.symbols)
+        if size is not None and size in self.sizes:
+            return Expression(self.sizes[size])
+        raise AssertionError(f"{node} is used before it is computed")
+
+    def run(self, results: Sequence[fx.Node]) -> None:
+        """Write every statement; `results` are used once more at the end."""
+        for index, item in enumerate(self.items):
+            for node in item.uses:
+                self.counts[node] += 1
+                self.last[node] = index
+        for node in results:
+            self.counts[node] += 1
+            self.last[node] = len(self.items)
+        self._extend_sizes()
+        for index, item in enumerate(self.items):
+            self._write(index, item, results)
+
+    def _extend_sizes(self) -> None:
+        """Let the name of a size live as long as any node that asks for the same size."""
+        ends: dict[str, int] = {}
+        for node, index in self.last.items():
+            size = dimension(node, self.symbols)
+            if size is not None:
+                ends[size] = max(ends.get(size, 0), index)
+        for node in list(self.last):
+            size = dimension(node, self.symbols)
+            if size is not None:
+                self.last[node] = ends[size]
+
+    def _write(self, index: int, item: Item, results: Sequence[fx.Node]) -> None:
+        self.used = []
+        if isinstance(item, Sizes):
+            self._write_sizes(item)
+        elif isinstance(item, Loop):
+            self._write_loop(index, item)
+        elif isinstance(item, (Unpack, Call)) and not (
+            isinstance(item, Call) and len(item.defines) == 1
+        ):
+            expression = (
+                self._call(item.region) if isinstance(item, Call) else self._node(item.node)
+            )
+            parts = item.defines if isinstance(item, Call) else item.parts
+            names = [self._name(index, part, None) if part else "_" for part in parts]
+            self.lines.append(f"{', '.join(names)} = {expression.text}")
+        else:
+            node = item.defines[0]
+            expression = self._call(item.region) if isinstance(item, Call) else self._node(node)
+            if self._is_known_size(node):
+                return
+            if self._reads_inline(index, node, expression, results):
+                self.values[node] = expression
+                self._carry_hint(item, node)
+                return
+            carried = next((self.hints[n] for n in item.uses if n in self.hints), None)
+            hint = self._meaning(item) or (carried if op_name(node) not in _RENAMES else None)
+            name = self._name(index, node, hint)
+            self.lines.append(f"{name} = {expression.text}")
+
+    def _is_known_size(self, node: fx.Node) -> bool:
+        size = dimension(node, self.symbols)
+        return size is not None and size in self.sizes
+
+    def _meaning(self, item: Item) -> str | None:
+        if isinstance(item, Compute):
+            return meaning(item.node)
+        if isinstance(item, Call):
+            return role(item.region.path)
+        return None
+
+    def _carry_hint(self, item: Item, node: fx.Node) -> None:
+        carried = (self.hints[n] for n in item.uses if n in self.hints)
+        hint = self._meaning(item) or next(carried, None)
+        if hint is not None:
+            self.hints[node] = hint
+        self.reads[node] = self.used
+
+    def _node(self, node: fx.Node) -> Expression:
+        if node.op == "call_module":
+            return self.spell.call(self._access(str(node.target)), node.args, node.kwargs)
+        return self.spell.function(node)
+
+    def _call(self, region: Region) -> Expression:
+        return self.spell.call(self._access(region.path), tuple(region.inputs), {})
+
+    def _reads_inline(
+        self, index: int, node: fx.Node, expression: Expression, results: Sequence[fx.Node]
+    ) -> bool:
+        """Whether the next statement can hold the expression and still be read."""
+        if self.counts[node] != 1:
+            return False
+        short = expression.depth < _DEPTH and visible_length(expression.text) <= _LENGTH
+        if index + 1 == len(self.items):
+            return node in results and len(results) == 1
+        following = self.items[index + 1]
+        if node not in following.uses or not short:
+            return False
+        if isinstance(following, (Compute, Unpack)):
+            user = following.node
+            tensors = [n for n in following.uses if isinstance(n.meta.get("val"), torch.Tensor)]
+            alone = tensors[:1] == [node] and len(set(tensors)) == 1
+            return alone or op_name(user) in _ELEMENTWISE or not tensors
+        return isinstance(following, Call) and following.uses == [node]
+
+    def _name(self, index: int, node: fx.Node, hint: str | None) -> str:
+        """Give a result its name: a telling one, that of a value used up here, or a new one."""
+        size = dimension(node, self.symbols)
+        if size is not None:
+            name = fresh(identifier(size), self._live(index))
+        elif not isinstance(node.meta.get("val"), torch.Tensor):
+            name = fresh("values" if isinstance(node.meta.get("val"), (tuple, list)) else "size",
+                         self._live(index))  # fmt: skip
+        elif hint is not None:
+            name = fresh(hint, self._live(index))
+        else:
+            name = self._reused(index, node) or fresh(None, self._live(index))
+        self.bind(node, name)
+        return name
+
+    def _live(self, index: int) -> set[str]:
+        return {
+            name
+            for name, node in self.taken.items()
+            if node is None or self.last.get(node, -1) > index or name in self.sizes.values()
+        }
+
+    def _reused(self, index: int, node: fx.Node) -> str | None:
+        if op_name(node) in _RENAMES:
+            return None
+        for used in self.used:
+            held = self.values.get(used)
+            value = used.meta.get("val")
+            if held is None or held.text not in self.taken or not isinstance(value, torch.Tensor):
+                continue
+            if self.taken[held.text] is used and self.last.get(used, -1) <= index:
+                mask = value.dtype is torch.bool
+                return None if mask and node.meta["val"].dtype is not torch.bool else held.text
+        return None
+
+    def _write_sizes(self, item: Sizes) -> None:
+        tensor = self.value(item.tensor).at(ATOM)
+        places = sorted(item.nodes)
+        wanted: list[tuple[int, str]] = []
+        for place in places:
+            node = item.nodes[place][0]
+            size = dimension(node, self.symbols)
+            assert size is not None, "only dynamic sizes are collected"
+            if size not in self.sizes:
+                name = fresh(identifier(size), self.taken)
+                self.bind(node, name)
+                wanted.append((place, name))
+        names = ", ".join(name for _, name in wanted)
+        if len(wanted) > 1 and [place for place, _ in wanted] == list(range(len(wanted))):
+            rank = item.tensor.meta["val"].dim()
+            end = "" if rank == len(wanted) else f"[:{len(wanted)}]"
+            self.lines.append(f"{names} = {tensor}.shape{end}")
+            return
+        self.lines.extend(f"{name} = {tensor}.shape[{place}]" for place, name in wanted)
+
+    def _write_loop(self, index: int, item: Loop) -> None:
+        uses = list(item.uses)
+        start, result = uses[item.place], item.defines[0]
+        values = [self.value(node).text for node in uses]
+        name = self._reused(index, result) if self._is_free(index, start) else None
+        if name is None:
+            name = fresh(None, self._live(index))
+            self.lines.append(f"{name} = {values[item.place]}")
+        elif name != values[item.place]:
+            self.lines.append(f"{name} = {values[item.place]}")
+        values[item.place] = name
+        self.bind(result, name)
+        variable = fresh(_singular(item.container.name), {*self.taken, "self"})
+        container = self._access(item.container.path)
+        self.lines.append(f"for {variable} in {container}:")
+        self.lines.append(f"    {name} = {variable}({', '.join(values)})")
+
+    def _is_free(self, index: int, node: fx.Node) -> bool:
+        return self.last.get(node, -1) <= index
+
+    def _access(self, path: str) -> str:
+        """Return how a module or tensor of this module is reached."""
+        prefix = f"{self.unit.path}." if self.unit.path else ""
+        unit, text = self.unit, "self"
+        for part in path.removeprefix(prefix).split("."):
+            if unit.kind in ("list", "sequential"):
+                text = f"{text}[{list(unit.children).index(part)}]"
+            elif unit.kind == "dict":
+                text = f'{text}["{part}"]'
+            else:
+                plain = part.isidentifier()
+                text = f"{text}.{part}" if plain else f'{text}.get_submodule("{part}")'
+            unit = unit.children.get(part, unit)
+        return text
+
+
+def _singular(name: str) -> str:
+    if name.endswith("s") and len(name) > 2:
+        return identifier(name[:-1])
+    return "layer"

@@ -1,0 +1,375 @@
+"""Classes of the emitted source: modules that differ in numbers only share one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+
+from fxcompress.emit._source.body import Body, write_body, write_root_body
+from fxcompress.emit._source.literals import Literal, Literals, fill, holes, literal_text
+from fxcompress.emit._source.naming import camel, identifier
+from fxcompress.emit._source.tree import Unit
+from fxcompress.ir.signature import Signature
+
+__all__ = ["ClassSource", "write_classes"]
+
+_TAKEN: Final = frozenset(
+    {"Any", "FakeQuantize", "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear",
+     "IntegerWeight", "Iterator", "Parameter", "Path", "StochasticDepth", "Tensor",
+     "TrainingSwitch", "OrderedDict"}
+)  # fmt: skip
+_VAGUE: Final = frozenset({"size", "value"})
+_ANNOTATIONS: Final = {bool: "bool", int: "int", float: "float", str: "str"}
+
+
+@dataclass(frozen=True)
+class _New:
+    """The making of one module: class, and arguments as (name, hole, default, is positional)."""
+
+    cls: str
+    arguments: tuple[tuple[str, int, Any, bool], ...]
+
+
+@dataclass(frozen=True)
+class _Container:
+    """The making of a container of torch.nn."""
+
+    kind: str
+    names: tuple[str, ...]
+    items: tuple[_New | _Container, ...]
+
+
+_Piece = _New | _Container
+
+
+@dataclass
+class _Draft:
+    """A module's class before it is compared with others."""
+
+    unit: Unit
+    literals: Literals
+    children: list[tuple[str, _Piece]]
+    tensors: list[tuple[str, str]]
+    body: Body | None
+
+    def key(self) -> tuple[Any, ...]:
+        """Return what must be equal for two modules to share a class."""
+        origin = self.unit.region.origin if self.unit.region else ""
+        body = self.body
+        forward = (tuple(body.parameters), tuple(body.lines), body.result) if body else None
+        kinds = tuple(type(literal.value).__name__ for literal in self.literals.found)
+        return origin, tuple(self.children), tuple(self.tensors), forward, kinds
+
+
+@dataclass
+class ClassSource:
+    """One class, ready for the template.
+
+    `arguments` are those of the constructor, with their annotations.
+    """
+
+    name: str
+    doc: str
+    arguments: list[tuple[str, str]]
+    constructor: list[str]
+    parameters: list[tuple[str, str]]
+    body: list[str]
+    result: str | None
+    imports: set[str] = field(default_factory=set)
+
+
+@dataclass
+class _Made:
+    """The class that a unit was given, and the values of its constructor's arguments."""
+
+    name: str
+    arguments: list[tuple[str, Any]]
+
+
+def write_classes(
+    root: Unit,
+    symbols: Mapping[str, str],
+    signature: Signature,
+    outputs: Sequence[Any],
+    name: str,
+) -> list[ClassSource]:
+    """Return the classes of a model in the order of definition; the last one is the model's."""
+    writer = _Classes(symbols)
+    heights: dict[int, list[Unit]] = {}
+    _by_height(root, heights)
+    for height in sorted(heights):
+        drafts = [writer.draft(unit) for unit in heights[height] if unit is not root]
+        writer.share(drafts)
+    draft = writer.draft(root, write_root_body, signature, outputs)
+    writer.share([draft], camel(name))
+    return writer.classes
+
+
+def _by_height(unit: Unit, heights: dict[int, list[Unit]]) -> int:
+    below = [_by_height(child, heights) for child in unit.children.values()]
+    height = max(below, default=-1) + 1
+    if unit.kind == "class":
+        heights.setdefault(height, []).append(unit)
+    return height
+
+
+class _Classes:
+    def __init__(self, symbols: Mapping[str, str]) -> None:
+        self.symbols = symbols
+        self.made: dict[str, _Made] = {}
+        self.classes: list[ClassSource] = []
+        self.names: set[str] = set(_TAKEN)
+
+    def draft(self, unit: Unit, root_body: Any = None, *context: Any) -> _Draft:
+        """Return a unit's class with holes for its literals."""
+        literals = Literals()
+        children = [
+            (name, self._piece(child, literals, name)) for name, child in unit.children.items()
+        ]
+        tensors = [*self._parameters(unit, literals), *self._buffers(unit, literals)]
+        body = None
+        if root_body is not None:
+            body = root_body(unit, unit.region, self.symbols, literals, *context)
+        elif unit.region is not None:
+            body = write_body(unit, unit.region, self.symbols, literals)
+        return _Draft(unit, literals, children, tensors, body)
+
+    def _piece(self, unit: Unit, literals: Literals, owner: str) -> _Piece:
+        if unit.leaf is not None:
+            arguments = tuple(
+                (
+                    name,
+                    _number(literals.hole(value, owner, name)),
+                    default,
+                    i < unit.leaf.positional,
+                )
+                for i, (name, value, default) in enumerate(unit.leaf.arguments)
+            )
+            return _New(unit.leaf.cls, arguments)
+        if unit.kind == "class":
+            made = self.made[unit.path]
+            given = tuple(
+                (name, _number(literals.hole(value, owner, name)), ..., False)
+                for name, value in made.arguments
+            )
+            return _New(made.name, given)
+        items = tuple(
+            self._piece(child, literals, owner if name.isdigit() else name)
+            for name, child in unit.children.items()
+        )
+        return _Container(unit.kind, tuple(unit.children), items)
+
+    def _parameters(self, unit: Unit, literals: Literals) -> Iterable[tuple[str, str]]:
+        for name, tensor in unit.parameters.items():
+            flag = "" if tensor.is_floating_point() else ", requires_grad=False"
+            yield name, f"nn.Parameter({_empty(tensor, literals, name)}{flag})"
+
+    def _buffers(self, unit: Unit, literals: Literals) -> Iterable[tuple[str, str]]:
+        for name, (tensor, persistent) in unit.buffers.items():
+            flag = "" if persistent else ", persistent=False"
+            yield name, f'self.register_buffer("{name}", {_empty(tensor, literals, name)}{flag})'
+
+    def share(self, drafts: Sequence[_Draft], name: str | None = None) -> None:
+        """Make one class of all drafts that differ in literals only."""
+        groups: dict[tuple[Any, ...], list[_Draft]] = {}
+        for draft in drafts:
+            groups.setdefault(draft.key(), []).append(draft)
+        for group in groups.values():
+            columns = _columns(group)
+            chosen = name or self._class_name(group[0])
+            self.names.add(chosen)
+            self.classes.append(_source(chosen, group, columns))
+            for index, draft in enumerate(group):
+                values = _arguments(columns, index)
+                self.made[draft.unit.path] = _Made(chosen, values)
+
+    def _class_name(self, draft: _Draft) -> str:
+        origin = draft.unit.region.origin if draft.unit.region else ""
+        base = camel(origin.rpartition(".")[2] or draft.unit.name)
+        if base not in self.names:
+            return base
+        known = {attribute for c in self.classes if c.name == base for attribute in c.constructor}
+        for attribute, _ in draft.children:
+            other = f"{base}With{camel(attribute)}"
+            new = not any(line.startswith(f"self.{attribute} =") for line in known)
+            if new and not attribute.isdigit() and other not in self.names:
+                return other
+        count = 2
+        while f"{base}{count}" in self.names:
+            count += 1
+        return f"{base}{count}"
+
+
+def _number(hole: str) -> int:
+    (number,) = holes(hole)
+    return number
+
+
+def _empty(tensor: torch.Tensor, literals: Literals, name: str) -> str:
+    sizes = ", ".join(literals.hole(int(size), name, "size") for size in tensor.shape)
+    dtype = "" if tensor.dtype is torch.float32 else f"dtype={tensor.dtype}"
+    if not sizes:
+        return f"torch.empty({', '.join(['()', dtype]) if dtype else '()'})"
+    return f"torch.empty({', '.join([sizes, dtype]) if dtype else sizes})"
+
+
+@dataclass
+class _Column:
+    """One literal over all modules of a class: its values, and its name if they differ."""
+
+    values: list[Any]
+    name: str | None
+
+
+def _columns(group: Sequence[_Draft]) -> list[_Column]:
+    first = group[0].literals.found
+    columns = [
+        _Column([draft.literals.found[i].value for draft in group], None) for i in range(len(first))
+    ]
+    # Literals that vary together are one argument.
+    together: dict[tuple[str, ...], list[int]] = {}
+    for number, column in enumerate(columns):
+        key = tuple(map(repr, column.values))
+        if len(set(key)) > 1:
+            together.setdefault(key, []).append(number)
+    taken = {"self", *(name for name, _ in group[0].children)}
+    hints = Counter(_hint([first[n] for n in numbers]) for numbers in together.values())
+    for numbers in together.values():
+        hint, owner = _hint([first[n] for n in numbers]), first[numbers[0]].owner
+        if hints[hint] > 1:
+            hint = identifier(first[numbers[0]].name)
+        if owner and not owner.isdigit() and (hints[hint] > 1 or hint in _VAGUE or hint in taken):
+            hint = identifier(f"{owner}_{hint}")
+        name, count = hint, 1
+        while name in taken:
+            count += 1
+            name = f"{hint}_{count}"
+        taken.add(name)
+        for number in numbers:
+            columns[number].name = name
+    return columns
+
+
+def _hint(literals: Sequence[Literal]) -> str:
+    names = {literal.name for literal in literals}
+    for kind in ("channels", "features"):
+        if {f"in_{kind}", f"out_{kind}"} <= names:
+            return kind
+    return identifier(literals[0].name)
+
+
+def _body_holes(draft: _Draft) -> set[Any]:
+    if draft.body is None:
+        return set()
+    return {number for line in [*draft.body.lines, draft.body.result] for number in holes(line)}
+
+
+def _arguments(columns: Sequence[_Column], index: int) -> list[tuple[str, Any]]:
+    found: dict[str, Any] = {}
+    for column in columns:
+        if column.name is not None:
+            found.setdefault(column.name, column.values[index])
+    return list(found.items())
+
+
+def _source(name: str, group: Sequence[_Draft], columns: Sequence[_Column]) -> ClassSource:
+    draft = group[0]
+    # A value that `forward` needs is kept on the module.
+    kept = sorted({str(columns[n].name) for n in _body_holes(draft) if columns[n].name is not None})
+
+    def inside(number: int) -> str:
+        column = columns[number]
+        return literal_text(column.values[0]) if column.name is None else column.name
+
+    def in_forward(number: int) -> str:
+        column = columns[number]
+        return literal_text(column.values[0]) if column.name is None else f"self.{column.name}"
+
+    constructor = [f"self.{argument} = {argument}" for argument in kept]
+    constructor += [_assign(a, _piece_text(piece, columns)) for a, piece in draft.children]
+    for attribute, text in draft.tensors:
+        made = fill(text, inside)
+        constructor.append(made if made.startswith("self.") else f"self.{attribute} = {made}")
+    body = draft.body
+    return ClassSource(
+        name,
+        _doc([d.unit for d in group]),
+        [(n, _annotation(columns, n)) for n, _ in _arguments(columns, 0)],
+        constructor,
+        body.parameters if body else [],
+        [fill(line, in_forward) for line in body.lines] if body else [],
+        fill(body.result, in_forward) if body else None,
+        body.imports if body else set(),
+    )
+
+
+def _assign(attribute: str, text: str) -> str:
+    if attribute.isidentifier():
+        return f"self.{attribute} = {text}"
+    return f'self.add_module("{attribute}", {text})'
+
+
+def _annotation(columns: Sequence[_Column], name: str) -> str:
+    values = [v for column in columns if column.name == name for v in column.values]
+    kinds = {_ANNOTATIONS.get(type(value), "") for value in values}
+    if len(kinds) == 1 and "" not in kinds:
+        return kinds.pop()
+    if all(isinstance(v, (int, tuple)) and not isinstance(v, bool) for v in values):
+        only = all(isinstance(v, tuple) for v in values)
+        return "tuple[int, ...]" if only else "int | tuple[int, ...]"
+    return "Any"
+
+
+def _piece_text(piece: _Piece, columns: Sequence[_Column]) -> str:
+    if isinstance(piece, _Container):
+        return _container_text(piece, columns)
+    parts = []
+    for name, number, default, positional in piece.arguments:
+        column = columns[number]
+        if column.name is None and _is_default(column.values[0], default):
+            continue
+        value = column.name or literal_text(column.values[0])
+        parts.append(value if positional else f"{name}={value}")
+    return f"{piece.cls}({', '.join(parts)})"
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    if default is ... or isinstance(value, bool) != isinstance(default, bool):
+        return False
+    return type(default) in (bool, int, float, str, tuple, type(None)) and bool(value == default)
+
+
+def _container_text(piece: _Container, columns: Sequence[_Column]) -> str:
+    items = [_piece_text(item, columns) for item in piece.items]
+    numbered = list(piece.names) == [str(i) for i in range(len(items))]
+    repeated = len(items) > 2 and len(set(items)) == 1
+    if piece.kind == "sequential" and numbered:
+        inner = f"*({items[0]} for _ in range({len(items)}))" if repeated else ", ".join(items)
+        return f"nn.Sequential({inner})"
+    pairs = zip(piece.names, items, strict=True)
+    if piece.kind == "sequential":
+        inner = ", ".join(f'("{name}", {item})' for name, item in pairs)
+        return f"nn.Sequential(OrderedDict([{inner}]))"
+    if piece.kind == "dict":
+        inner = ", ".join(f'"{name}": {item}' for name, item in pairs)
+        return f"nn.ModuleDict({{{inner}}})"
+    if repeated:
+        return f"nn.ModuleList({items[0]} for _ in range({len(items)}))"
+    return f"nn.ModuleList([{', '.join(items)}])"
+
+
+def _doc(units: Sequence[Unit]) -> str:
+    region = units[0].region
+    origin = region.origin if region else ""
+    paths = [unit.path for unit in units]
+    if not paths[0]:
+        return "The model."
+    where = f"`{paths[0]}`" if len(paths) == 1 else f"`{paths[0]}` to `{paths[-1]}`"
+    if len(paths) > 2:
+        where = f"{len(paths)} modules, {where}"
+    short = origin.rpartition(".")[2]
+    return f"{where}; was {short}." if short else f"{where}."

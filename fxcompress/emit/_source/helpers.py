@@ -1,0 +1,226 @@
+"""Modules of fxcompress that the emitted source carries a short copy of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fxcompress.emit._lower_qdq import IntegerWeight
+from fxcompress.nn import (
+    FakeQuantize,
+    OperandConv1d,
+    OperandConv2d,
+    OperandConv3d,
+    OperandConvTranspose1d,
+    OperandConvTranspose2d,
+    OperandConvTranspose3d,
+    OperandLinear,
+)
+from fxcompress.nn.stochastic import StochasticDepth, TrainingSwitch
+
+__all__ = ["HELPERS", "Helper", "IntegerLayer", "merge_weights"]
+
+
+class IntegerLayer(nn.Module):
+    """A layer and its integer weight, as one leaf of the emitted source.
+
+    Attributes:
+        layer: The layer, for its settings.
+        weight: 8-bit integers.
+        weight_scale: One scale per output channel, shaped to broadcast.
+    """
+
+    def __init__(self, layer: nn.Module, stored: IntegerWeight) -> None:
+        super().__init__()
+        object.__setattr__(self, "layer", layer)
+        self.register_buffer("weight", stored.weight)
+        self.register_buffer("weight_scale", stored.scale)
+        self.register_parameter("bias", cast(Any, layer).bias)
+
+
+class IntegerConv1d(IntegerLayer):
+    """Of an `OperandConv1d`."""
+
+
+class IntegerConv2d(IntegerLayer):
+    """Of an `OperandConv2d`."""
+
+
+class IntegerConv3d(IntegerLayer):
+    """Of an `OperandConv3d`."""
+
+
+class IntegerLinear(IntegerLayer):
+    """Of an `OperandLinear`."""
+
+
+@dataclass(frozen=True)
+class Helper:
+    """A class of the template: its name, and the arguments that make one like a given module."""
+
+    name: str
+    arguments: Callable[[Any], Mapping[str, Any]]
+
+
+def _conv(module: IntegerLayer) -> dict[str, Any]:
+    conv: Any = module.layer
+    arguments = {
+        "in_channels": conv.in_channels,
+        "out_channels": conv.out_channels,
+        "kernel_size": conv.kernel_size,
+    }
+    defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "bias": True}
+    settings = {name: getattr(conv, name) for name in defaults}
+    settings["bias"] = conv.bias is not None
+    for name, value in settings.items():
+        same = isinstance(value, tuple) and len(set(value)) == 1
+        plain = value[0] if same else value
+        if plain != defaults[name]:
+            arguments[name] = plain
+    kernel = conv.kernel_size
+    arguments["kernel_size"] = kernel[0] if len(set(kernel)) == 1 else tuple(kernel)
+    return arguments
+
+
+def _linear(module: IntegerLayer) -> dict[str, Any]:
+    linear: Any = module.layer
+    sizes = {"in_features": linear.in_features, "out_features": linear.out_features}
+    return sizes if linear.bias is not None else {**sizes, "bias": False}
+
+
+def _fake_quantize(module: FakeQuantize) -> dict[str, Any]:
+    if module.axis is None:
+        return {"qmin": module.qmin, "qmax": module.qmax}
+    return {"qmin": module.qmin, "qmax": module.qmax, "shape": tuple(module.scale.shape)}
+
+
+def _integer_weight(module: IntegerWeight) -> dict[str, Any]:
+    weight, scale = cast(Tensor, module.weight), cast(Tensor, module.scale)
+    arguments: dict[str, Any] = {"shape": tuple(weight.shape), "scale_shape": tuple(scale.shape)}
+    if module.zero_point is not None:
+        arguments["zero_point"] = True
+    if weight.dtype is not torch.int8:
+        arguments["dtype"] = weight.dtype
+    return arguments
+
+
+def _stochastic(module: StochasticDepth) -> dict[str, Any]:
+    names = ("p", "mode", "scale", "noise")
+    return {name: getattr(module, name) for name in names}
+
+
+def _switch(module: TrainingSwitch) -> dict[str, Any]:
+    return {"training_value": module.training_value, "eval_value": module.eval_value}
+
+
+HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
+    IntegerConv1d: Helper("Int8Conv1d", _conv),
+    IntegerConv2d: Helper("Int8Conv2d", _conv),
+    IntegerConv3d: Helper("Int8Conv3d", _conv),
+    IntegerLinear: Helper("Int8Linear", _linear),
+    FakeQuantize: Helper("FakeQuantize", _fake_quantize),
+    IntegerWeight: Helper("IntegerWeight", _integer_weight),
+    StochasticDepth: Helper("StochasticDepth", _stochastic),
+    TrainingSwitch: Helper("TrainingSwitch", _switch),
+}
+
+_MERGED: Final[Mapping[type[nn.Module], type[IntegerLayer]]] = {
+    OperandConv1d: IntegerConv1d,
+    OperandConv2d: IntegerConv2d,
+    OperandConv3d: IntegerConv3d,
+    OperandLinear: IntegerLinear,
+}
+_FUNCTIONS: Final[Mapping[type[nn.Module], Callable[..., Tensor]]] = {
+    OperandConv1d: F.conv1d,
+    OperandConv2d: F.conv2d,
+    OperandConv3d: F.conv3d,
+    OperandConvTranspose1d: F.conv_transpose1d,
+    OperandConvTranspose2d: F.conv_transpose2d,
+    OperandConvTranspose3d: F.conv_transpose3d,
+    OperandLinear: F.linear,
+}
+
+
+def merge_weights(module: fx.GraphModule) -> None:
+    """Make a layer and its stored weight one leaf; write other operand layers as calls.
+
+    `module` is a private graph after the `storage` lowering.
+    """
+    for node in list(module.graph.nodes):
+        if node.op != "call_module" or len(node.args) < 2:
+            continue
+        layer = module.get_submodule(str(node.target))
+        if isinstance(layer, tuple(_FUNCTIONS)):
+            stored = _stored(module, node.args[1])
+            if stored is not None and _fits(layer, stored) and _is_private(module, node):
+                _merge(module, node, layer, stored)
+            else:
+                _write_call(module, node, layer)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+
+
+def _stored(module: fx.GraphModule, weight: Any) -> IntegerWeight | None:
+    if not isinstance(weight, fx.Node) or weight.op != "call_module":
+        return None
+    found = module.get_submodule(str(weight.target))
+    return found if isinstance(found, IntegerWeight) else None
+
+
+def _fits(layer: nn.Module, stored: IntegerWeight) -> bool:
+    plain = stored.zero_point is None and stored.group is None and stored.axis == 0
+    zeros = getattr(layer, "padding_mode", "zeros") == "zeros"
+    half = stored.dtype is not torch.float32
+    return type(layer) in _MERGED and plain and zeros and not half and _is_int8(stored)
+
+
+def _is_int8(stored: IntegerWeight) -> bool:
+    return cast(Tensor, stored.weight).dtype is torch.int8
+
+
+def _is_private(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the weight is read by calls of this one layer only."""
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    return all(
+        user.op == "call_module" and user.target == node.target and user.args[1] is weight
+        for user in weight.users
+    )
+
+
+def _merge(module: fx.GraphModule, node: fx.Node, layer: nn.Module, stored: IntegerWeight) -> None:
+    merged = _MERGED[type(layer)](layer, stored)
+    module.set_submodule(str(node.target), merged)
+    for user in list(cast(fx.Node, node.args[1]).users):
+        user.args = (user.args[0],)
+
+
+def _write_call(module: fx.GraphModule, node: fx.Node, layer: Any) -> None:
+    graph = module.graph
+    source, weight = node.args
+    with graph.inserting_before(node):
+        bias = None
+        if layer.bias is not None:
+            bias = graph.get_attr(f"{node.target}.bias")
+        if isinstance(layer, OperandLinear):
+            geometry: dict[str, Any] = {}
+        else:
+            names = ["stride", "padding", "dilation", "groups"]
+            if layer.transposed:
+                names.insert(2, "output_padding")
+            geometry = {name: getattr(layer, name) for name in names}
+            if layer.padding_mode != "zeros":
+                widths = tuple(layer._reversed_padding_repeated_twice)
+                source = graph.call_function(F.pad, (source, widths), {"mode": layer.padding_mode})
+                source.meta = dict(node.meta)
+                geometry["padding"] = 0
+        call = graph.call_function(_FUNCTIONS[type(layer)], (source, weight, bias), geometry)
+    call.meta = dict(node.meta)
+    node.replace_all_uses_with(call)
+    graph.erase_node(node)
