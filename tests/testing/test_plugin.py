@@ -61,7 +61,9 @@ def write(project, text, test=TEST):
 
 
 def run(project, *args):
-    return project.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:xdist", *args)
+    others = ("cacheprovider", "xdist", "hypothesispytest", "anyio")
+    without = [part for name in others for part in ("-p", f"no:{name}")]
+    return project.runpytest_inprocess(*without, *args)
 
 
 def golden(project):
