@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import fx, nn
 
-__all__ = ["ModuleTree", "split"]
+__all__ = ["ModuleTree", "place", "split", "state_of"]
 
 
 def split(name: str) -> tuple[str, str]:
@@ -122,6 +122,19 @@ def _holds_tensors(module: nn.Module) -> bool:
     return any(
         tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values())
     )
+
+
+def place(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move to `device` what is elsewhere; tensors that are there already stay the same objects."""
+    for each in module.modules():
+        for name, parameter in each._parameters.items():
+            if parameter is not None and parameter.device != device:
+                moved = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
+                each._parameters[name] = moved
+        for name, buffer in each._buffers.items():
+            if buffer is not None and buffer.device != device:
+                each._buffers[name] = buffer.to(device)
+    return module
 
 
 def state_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

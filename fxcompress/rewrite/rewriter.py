@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxcompress.errors import PassError
-from fxcompress.ir.naming import node_ids
-from fxcompress.ir.ops import op_name
 from fxcompress.ir.program import Program
-from fxcompress.rewrite._finish import finish
-from fxcompress.rewrite._modules import ModuleTree
+from fxcompress.rewrite._finish import finish, propagate_changes
+from fxcompress.rewrite._modules import place
+from fxcompress.rewrite._reader import Reader
 from fxcompress.rewrite.edits import Declined, Edit
 
 __all__ = ["GraphRewriter"]
@@ -22,7 +19,7 @@ __all__ = ["GraphRewriter"]
 Scope = tuple[tuple[str, str], ...]
 
 
-class GraphRewriter:
+class GraphRewriter(Reader):
     """Change a copy of a Program, and know exactly what was changed.
 
     The Program given is never written: modules are copied when they are first changed, tensors are
@@ -30,48 +27,21 @@ class GraphRewriter:
     differs, derived by comparing the two, and a difference that no method here made is an error.
 
     Ids are those of `fxcompress.ir.node_ids`; a node keeps the id it had in the Program given for
-    as long as the rewriter works, so that decisions can name nodes.
+    as long as the rewriter works, so that decisions can name nodes. What is added goes to the
+    device of the Program.
 
     Args:
         program: What to start from.
     """
 
     def __init__(self, program: Program) -> None:
-        self.before = program
-        self._program = program.copy()
-        self.tree = ModuleTree(self._program.module)
-        ids = node_ids(program)
-        self._ids = {
-            new: ids[old] for old, new in zip(program.nodes, self._program.nodes, strict=True)
-        }
-        self._by_id = {name: node for node, name in self._ids.items()}
-        self.origin = {
-            new: old for old, new in zip(program.nodes, self._program.nodes, strict=True)
-        }
+        super().__init__(program)
         self.touched_nodes: set[fx.Node] = set()
         self.touched_modules: set[str] = set()
         self.touched_tensors: set[str] = set()
         self.untied: set[str] = set()
-        self._groups = _tie_groups(program.ties)
         self._declined: list[Declined] = []
         self._edits: tuple[Edit, ...] | None = None
-
-    # -- reading -----------------------------------------------------------------------------
-
-    @property
-    def program(self) -> Program:
-        """The Program as it is now: read it, for instance to compute a cost."""
-        return self._program
-
-    @property
-    def module(self) -> fx.GraphModule:
-        """The module of the Program as it is now."""
-        return self._program.module
-
-    @property
-    def graph(self) -> fx.Graph:
-        """The graph of the Program as it is now."""
-        return self._program.graph
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -84,65 +54,6 @@ class GraphRewriter:
     def declined(self) -> tuple[Declined, ...]:
         """What was left as it was, with reasons."""
         return tuple(self._declined)
-
-    def id(self, node: fx.Node) -> str:
-        """Return the node's id in the Program given; a new node gets a provisional one."""
-        known = self._ids.get(node)
-        if known is not None:
-            return known
-        if node.op == "call_module":
-            return str(node.target)
-        scope = node.meta.get("scope", ())
-        return f"{scope[-1][0] if scope else ''}/{op_name(node)}"
-
-    def node(self, node_id: str) -> fx.Node:
-        """Return the node that has this id in the Program given.
-
-        Raises:
-            PassError: There is none, or it was removed.
-        """
-        found = self._by_id.get(node_id)
-        if found is None:
-            close = difflib.get_close_matches(node_id, self._by_id, n=3)
-            self._fail(
-                f"there is no node {node_id}",
-                hint=f"close ids: {', '.join(close)}" if close else "",
-            )
-        if found._erased:
-            self._fail(f"node {node_id} was removed earlier in this rewrite")
-        return found
-
-    def nodes_of_module(self, path: str) -> tuple[fx.Node, ...]:
-        """Return the calls of a module in graph order; more than one where it is reused."""
-        return tuple(self.graph.find_nodes(op="call_module", target=path))
-
-    users_of_module = nodes_of_module
-
-    def get_module(self, path: str) -> nn.Module:
-        """Return a module, to read.
-
-        Raises:
-            PassError: There is none of that name.
-        """
-        module = self.tree.find(path)
-        if module is None:
-            self._fail(f"there is no module {path}")
-        return module
-
-    def get_tensor(self, name: str) -> torch.Tensor:
-        """Return a parameter or buffer as a plain tensor, to read: never write it in place.
-
-        Raises:
-            PassError: There is none of that name.
-        """
-        tensor = self.tree.tensor(name)
-        if tensor is None:
-            self._fail(f"there is no parameter or buffer {name}")
-        return tensor.detach()
-
-    def tied(self, name: str) -> tuple[str, ...]:
-        """Return every name of the tensor `name`, itself included."""
-        return self._groups.get(name, (name,))
 
     # -- nodes -------------------------------------------------------------------------------
 
@@ -167,8 +78,7 @@ class GraphRewriter:
         elif self.tree.find(path) is not None or self.tree.tensor(path) is not None:
             self._fail(f"{path} is taken", hint=f"use rewriter.fresh_path({path!r})")
         else:
-            self.tree.set(path, module.train(self.module.training))
-            self.touched_modules.add(path)
+            self._put(path, module)
         return self._insert("call_module", path, args, kwargs, after, before, scope)
 
     def call_function(
@@ -263,20 +173,11 @@ class GraphRewriter:
 
     # -- modules and tensors -------------------------------------------------------------------
 
-    def fresh_path(self, path: str) -> str:
-        """Return `path`, or the first of `path_2`, `path_3`, … that is not taken."""
-        candidate, count = path, 1
-        while self.tree.find(candidate) is not None or self.tree.tensor(candidate) is not None:
-            count += 1
-            candidate = f"{path}_{count}"
-        return candidate
-
     def set_module(self, path: str, module: nn.Module) -> None:
         """Put another module under an existing name; every call of it is affected."""
         self._open()
         self.get_module(path)
-        self.tree.set(path, module.train(self.module.training))
-        self.touched_modules.add(path)
+        self._put(path, module)
 
     def set_tensor(self, name: str, tensor: torch.Tensor, *, tied: bool = False) -> None:
         """Give a parameter or buffer another value; shape and dtype may change.
@@ -293,7 +194,7 @@ class GraphRewriter:
         current = self.tree.tensor(name)
         if current is None:
             self._fail(f"there is no parameter or buffer {name}", hint="use add_tensor")
-        value = tensor.detach()
+        value = tensor.detach().to(current.device)
         if isinstance(current, nn.Parameter):
             value = _parameter(value, trainable=current.requires_grad)
         for each in self.tied(name) if tied else (name,):
@@ -311,7 +212,7 @@ class GraphRewriter:
         self._open()
         if self.tree.tensor(name) is not None or self.tree.find(name) is not None:
             self._fail(f"{name} is taken", hint="use set_tensor")
-        value = tensor.detach()
+        value = tensor.detach().to(self.device)
         self.tree.add_tensor(name, _parameter(value, trainable=True) if trainable else value)
         self.touched_tensors.add(name)
 
@@ -339,8 +240,6 @@ class GraphRewriter:
 
     def propagate(self) -> None:
         """Compute the types of what was changed so far, for a rewrite that reads its own nodes."""
-        from fxcompress.rewrite._finish import propagate_changes
-
         propagate_changes(self)
 
     def finish(self) -> Program:
@@ -382,14 +281,13 @@ class GraphRewriter:
         self.touched_nodes.add(node)
         return node
 
+    def _put(self, path: str, module: nn.Module) -> None:
+        self.tree.set(path, place(module, self.device).train(self.module.training))
+        self.touched_modules.add(path)
+
     def _open(self) -> None:
         if self._edits is not None:
             self._fail("this rewriter has finished", hint="start another GraphRewriter")
-
-    def _fail(
-        self, what: str, *, reason: str = "", hint: str = "", where: str | None = None
-    ) -> NoReturn:
-        raise PassError(what, reason=reason, hint=hint, where=where)
 
 
 def _first_after_placeholders(graph: fx.Graph) -> fx.Node:
@@ -410,11 +308,3 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
                 found.add(each)
                 stack.append(each)
     return found
-
-
-def _tie_groups(ties: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Return name -> every name of its tensor, the canonical one first."""
-    groups: dict[str, list[str]] = {}
-    for alias, canonical in ties.items():
-        groups.setdefault(canonical, [canonical]).append(alias)
-    return {name: tuple(group) for group in groups.values() for name in group}

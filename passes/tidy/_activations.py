@@ -83,7 +83,7 @@ def replace(rewriter: GraphRewriter, replacements: Iterable[Replacement]) -> Non
         path = str(node.target)
         if path in done:
             continue
-        if all(chosen.get(call) == target for call in rewriter.nodes_of_module(path)):
+        if all(chosen.get(call) == target for call in rewriter.users_of_module(path)):
             rewriter.set_module(path, _module(target))
             done.add(path)
         else:

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from fxcompress.errors import PassError, VerifyError
+from fxcompress.ir import capture
 from fxcompress.rewrite import GraphRewriter
 from tests.rewrite import models
 
@@ -267,3 +268,19 @@ def test_declines_name_nodes_by_id():
         "reason": "not now",
         "because_of": ("conv1", "elsewhere"),
     }
+
+
+def test_what_is_added_goes_to_the_device_of_the_program():
+    with torch.device("meta"):
+        model = models.ConvNet().eval()
+    program = capture(model, (torch.randn(2, 3, 6, 6),))
+    rewriter = GraphRewriter(program)
+    relu = rewriter.node("relu")
+    rewriter.replace_uses(
+        relu, rewriter.call_module("norm", nn.BatchNorm2d(8), (relu,), after=relu)
+    )
+    rewriter.set_tensor("fc.bias", torch.zeros(10))
+    rewriter.add_tensor("conv1.bias", torch.zeros(8), trainable=True)
+    after = rewriter.finish()
+    after.verify()
+    assert {tensor.device.type for tensor in after.state().values()} == {"meta"}
