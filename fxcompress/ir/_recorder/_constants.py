@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import torch
 from torch import fx
 
-__all__ = ["evaluate_constant"]
+__all__ = ["evaluate_constant", "evaluate_size"]
 
 # Reading a long constant back into Python is never what a model does by design.
 _LIMIT = 10_000
@@ -49,3 +51,34 @@ def _is_constant(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> bool:
         return False
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return not name.startswith(("rand", "bernoulli", "normal", "multinomial", "dropout"))
+
+
+_ARITHMETIC: Final[dict[Any, Callable[..., Any]]] = {
+    torch.add: operator.add,
+    torch.sub: operator.sub,
+    torch.rsub: lambda a, b: b - a,
+    torch.mul: operator.mul,
+    torch.floor_divide: operator.floordiv,
+    torch.remainder: operator.mod,
+    torch.neg: operator.neg,
+    torch.minimum: torch.sym_min,
+    torch.maximum: torch.sym_max,
+}
+
+
+def evaluate_size(node: fx.Node) -> Any:
+    """Return the symbolic size that a scalar tensor made of sizes holds, or None."""
+    if node.target is torch.full and node.args[0] == ():
+        value = node.args[1]
+        return value.meta.get("val") if isinstance(value, fx.Node) else value
+    if node.target == "to":
+        return _operand(node.args[0])
+    function = _ARITHMETIC.get(node.target)
+    if function is None or node.kwargs:
+        return None
+    operands = [_operand(arg) for arg in node.args]
+    return None if any(o is None for o in operands) else function(*operands)
+
+
+def _operand(value: Any) -> Any:
+    return evaluate_size(value) if isinstance(value, fx.Node) else value

@@ -70,8 +70,10 @@ def _size(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
 
 def _read_data(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     known = recorder.known_value(args[0]) if args and isinstance(args[0], torch.Tensor) else None
-    if known is not None and len(args) == 1:
+    if isinstance(known, torch.Tensor) and len(args) == 1:
         return func(known, **kwargs)
+    if known is not None and func in _SCALAR_READS:
+        return known if func is torch.Tensor.item else _SCALAR_READS[func](known)
     name = getattr(func, "__name__", str(func)).strip("_")
     raise CaptureError(
         f"the model reads the data of a tensor ({name}) while it runs",
@@ -79,6 +81,34 @@ def _read_data(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dic
         hint="make the branch depend on sizes or settings instead, pass the value as an argument "
         "that is no tensor, or mark the module as opaque",
         where=full_place(current_place()),
+    )
+
+
+_SCALAR_READS: Final[dict[Any, Callable[[Any], Any]]] = {
+    torch.Tensor.item: lambda value: value,
+    torch.Tensor.__int__: int,
+    torch.Tensor.__index__: int,
+    torch.Tensor.__float__: float,
+    torch.Tensor.__bool__: bool,
+}
+
+
+def _getitem(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return recorder.run(func, (args[0], _numbered(recorder, args[1]), *args[2:]), kwargs)
+
+
+def _numbered(recorder: Recorder, index: Any) -> Any:
+    """Return an index whose slices have numbers for bounds; torch would read tensors' data."""
+    if isinstance(index, tuple):
+        return tuple(_numbered(recorder, item) for item in index)
+    if not isinstance(index, slice):
+        return index
+    bounds = (index.start, index.stop, index.step)
+    return slice(
+        *(
+            _read_data(recorder, torch.Tensor.item, (b,), {}) if isinstance(b, torch.Tensor) else b
+            for b in bounds
+        )
     )
 
 
@@ -182,6 +212,8 @@ def _table() -> dict[Any, Handler]:
             torch.is_nonzero: _read_data,
             torch.Tensor.size: _size,
             torch.Tensor.__iter__: _iterate,
+            torch.Tensor.__getitem__: _getitem,
+            torch.Tensor.__setitem__: _getitem,
             torch.tensor: _constant,
             torch.scalar_tensor: _constant,
             torch.as_tensor: _as_tensor,

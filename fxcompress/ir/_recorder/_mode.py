@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from fxcompress.errors import CaptureError
 from fxcompress.ir._recorder import _handlers
-from fxcompress.ir._recorder._constants import evaluate_constant
+from fxcompress.ir._recorder._constants import evaluate_constant, evaluate_size
+from fxcompress.ir._recorder._fake import run_fake
 from fxcompress.ir._recorder._mutation import apply_mutation, is_mutation, scatter_of, store
 from fxcompress.ir._recorder._sizes import Sizes, SizeWriter
 from fxcompress.ir._recorder._source import current_place, full_place, short_place
@@ -46,6 +47,7 @@ class Recorder(TorchFunctionMode):
         self.training = training
         self.values = Values()
         self.scope: Scope = ()
+        self.custom_depth = 0
         self.constants: dict[str, torch.Tensor] = {}
         self.mutated: dict[str, fx.Node] = {}
         self.writer = SizeWriter(self._emit_size, self.node_of)
@@ -71,7 +73,7 @@ class Recorder(TorchFunctionMode):
         """Run a call on fake tensors and write it, unless its result is an operand unchanged."""
         if is_mutation(func, args, kwargs):
             return apply_mutation(self, func, args, kwargs)
-        result = func(*args, **kwargs)
+        result = run_fake(func, args, kwargs)
         if self.is_unchanged(result, args):
             return result
         self.write(func, args, kwargs, result)
@@ -111,7 +113,7 @@ class Recorder(TorchFunctionMode):
         node.meta["val"] = value
         node.meta["scope"] = self.scope
         node.meta["source"] = short_place(current_place())
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not self.custom_depth:
             node.meta["no_grad"] = True
         return node
 
@@ -165,15 +167,18 @@ class Recorder(TorchFunctionMode):
         if entry is not None:
             return self.values.read(entry)
         name = self._names.get(id(tensor))
-        if name is None:
-            name = self.add_constant(tensor)
+        node = self.node_of_state(name or self.add_constant(tensor), tensor)
+        self.values.define(tensor, node)
+        return node
+
+    def node_of_state(self, name: str, tensor: torch.Tensor) -> fx.Node:
+        """Return the node that reads a parameter, buffer or constant."""
         node = self._attributes.get(name)
         if node is None:
             with self.graph.inserting_before(self._first()):
                 node = self.graph.get_attr(name)
             node.meta.update(val=tensor, scope=(), source=None)
             self._attributes[name] = node
-        self.values.define(tensor, node)
         return node
 
     def _first(self) -> fx.Node:
@@ -233,13 +238,16 @@ class Recorder(TorchFunctionMode):
         """Keep a tensor made of literals as a buffer of the module that made it."""
         with torch.utils._python_dispatch._disable_current_modes():
             real = func(*args, **kwargs)
-        name = self.add_constant(real)
-        self._names[id(result)] = name
+        self.values.define(result, self.node_of_state(self.add_constant(real), result))
 
-    def known_value(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """Return the real value of a tensor that no input reaches, or None."""
+    def known_value(self, tensor: torch.Tensor) -> Any:
+        """Return what a tensor that no input's data reaches always holds, or None.
+
+        A scalar made of sizes gives a symbolic size; any other gives a real tensor.
+        """
         entry = self.values.find(tensor)
-        name = self._names.get(id(tensor))
-        if entry is not None and entry.node.op != "get_attr":
-            return evaluate_constant(entry.node, self.constants)
-        return self.constants.get(name) if name is not None else None
+        if entry is None:
+            return self.constants.get(self._names.get(id(tensor), ""))
+        node = self.values.read(entry)
+        value = evaluate_constant(node, self.constants)
+        return evaluate_size(node) if value is None else value

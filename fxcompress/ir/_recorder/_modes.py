@@ -11,6 +11,7 @@ from torch import nn
 from fxcompress.errors import CaptureError
 from fxcompress.ir._recorder._clean import clean, remove_dead
 from fxcompress.ir._recorder._gradients import settle_gradients
+from fxcompress.ir._recorder._guards import assumptions
 from fxcompress.ir._recorder._inputs import BoundCall
 from fxcompress.ir._recorder._merge import Difference, drop_inactive, merge_modes
 from fxcompress.ir._recorder._record import Recording, record_model
@@ -73,6 +74,7 @@ def record_both(
         text = f"the graph is that of evaluation mode; in training mode: {error}"
         dual.notes.append(Note("train-differs", where, text))
     drop_inactive(evaluated.graph, evaluated.leaves)
+    dual.notes.extend(assumptions(sizes, evaluated.guards))
     return dual
 
 

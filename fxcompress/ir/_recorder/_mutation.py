@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from fxcompress.errors import CaptureError
+from fxcompress.ir._recorder._fake import run_fake
 from fxcompress.ir._recorder._source import current_place, full_place
 from fxcompress.ir._recorder._spelling import is_method
 
@@ -76,6 +77,11 @@ def _out_of_place(func: Callable[..., Any], name: str) -> Callable[..., Any]:
         found = getattr(place, plain, None)
         if callable(found):
             return found  # type: ignore[no-any-return]
+    # Random fills have an out-of-place form among the ATen operators only.
+    for overloaded in (plain, f"{plain}_functional"):
+        found = getattr(torch.ops.aten, overloaded, None)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
     raise _refuse(f"{name} changes a tensor in place")
 
 
@@ -88,7 +94,7 @@ def _change(
 ) -> torch.Tensor:
     from fxcompress.ir._recorder._spelling import spell
 
-    result = func(*args, **kwargs)
+    result = run_fake(func, args, kwargs)
     spelled, positional, named = spell(func, args, kwargs)
     node = recorder.emit(spelled, positional, named, result)
     if result.dtype != target.dtype:
@@ -126,8 +132,8 @@ def _copy(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def fitted(recorder: Recorder, source: Any, target: torch.Tensor) -> fx.Node:
     """Return the node of `source` broadcast and cast to the shape and dtype of `target`."""
     if not isinstance(source, torch.Tensor):
-        result = torch.full_like(target, source)
-        return recorder.emit(torch.full_like, (target, source), {}, result)
+        options = {"dtype": target.dtype, "device": target.device}
+        return recorder.emit(torch.full, (tuple(target.shape), source), options, target)
     node = recorder.node_of(source)
     value: torch.Tensor = source
     if value.dtype != target.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError, FxCompressError
 from fxcompress.ir._copying import copy_tree
+from fxcompress.ir._recorder._guards import check_still_dynamic
 from fxcompress.ir._recorder._inputs import BoundCall
 from fxcompress.ir._recorder._mode import Recorder
 from fxcompress.ir._recorder._scopes import ModuleFollower
@@ -80,7 +82,7 @@ def record_model(
         recorder.writer.asked(fake, tuple(fake.shape))
     sizes.env.watched.clear()
     args, kwargs = call.rebuild(fakes)
-    with _named_errors():
+    with _named_errors(sizes):
         with contextlib.ExitStack() as modes:
             modes.enter_context(_recording_flags())
             modes.enter_context(untouched_random_state())
@@ -88,12 +90,13 @@ def record_model(
             modes.enter_context(enable_python_dispatcher())
             modes.enter_context(sizes.fake_mode)
             modes.enter_context(torch.enable_grad())
-            with follower.following(), recorder:
+            with follower.following(), _custom_functions(recorder), recorder:
                 result = twin(*args, **kwargs)
             register_trees(result)
             flat, tree = pytree.tree_flatten(result)
             outputs = tuple(_output_leaf(recorder, leaf) for leaf in flat)
     recorder.graph.output(outputs)
+    check_still_dynamic(sizes)
     return Recording(
         recorder.graph,
         tree,
@@ -131,13 +134,21 @@ def _output_leaf(recorder: Recorder, leaf: Any) -> Any:
 
 @contextlib.contextmanager
 def _recording_flags() -> Iterator[None]:
-    # Libraries ask torch.compiler.is_compiling() before they look at data for a short cut.
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
+    # Libraries ask torch.compiler.is_compiling() before they look at data for a short cut, and
+    # is_exporting() before they use operators that only a compiler understands.
+    flags = ("_is_compiling_flag", "_is_exporting_flag")
+    before = {name: getattr(torch.compiler, name) for name in flags}
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
+        for name in flags:
+            setattr(torch.compiler, name, True)
         yield
     finally:
-        torch.compiler._is_compiling_flag = before
+        logger.setLevel(level)
+        for name, value in before.items():
+            setattr(torch.compiler, name, value)
 
 
 @contextlib.contextmanager
@@ -155,12 +166,13 @@ def untouched_random_state() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named_errors() -> Iterator[None]:
+def _named_errors(sizes: Sizes) -> Iterator[None]:
     try:
         yield
     except FxCompressError:
         raise
     except Exception as error:
+        check_still_dynamic(sizes)
         raise CaptureError(
             f"the model could not be recorded: {type(error).__name__}",
             reason=_first_lines(str(error)),
@@ -168,6 +180,25 @@ def _named_errors() -> Iterator[None]:
             'opaque (opaque=["…"]), or use tracer="export"',
             where=full_place(place_of_error(error)),
         ) from error
+
+
+@contextlib.contextmanager
+def _custom_functions(recorder: Recorder) -> Iterator[None]:
+    """Record through `autograd.Function`s; they compute their forward without gradients."""
+    original = torch.autograd.Function.apply.__func__
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        recorder.custom_depth += torch.is_grad_enabled()
+        try:
+            return original(cls, *args, **kwargs)
+        finally:
+            recorder.custom_depth -= torch.is_grad_enabled()
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = classmethod(original)  # type: ignore[method-assign]
 
 
 def _first_lines(text: str, limit: int = 3) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
+from fxcompress.ir._recorder._fake import run_fake
 from fxcompress.ir.modules import is_stock, qualified_class
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class ModuleFollower:
 
     def _leaf(self, original: Any, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():
-            result = original(module, *args, **kwargs)
+            result = run_fake(original, (module, *args), kwargs)
         if isinstance(module, nn.Identity):
             return result
         self.leaves.setdefault(path, module)
