@@ -14,7 +14,7 @@ from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import module_of, op_name
 from fxcompress.nn import FakeQuantize
 from fxcompress.rewrite.edits import Declined
-from passes.quantize._calibrate import calibrate
+from passes._observe import observe
 from passes.quantize._layers import choose_layers
 from passes.quantize._observers import Observer, make_observer
 from passes.quantize._paths import free_path, quantizer_path
@@ -129,7 +129,8 @@ def _measure(
             )
             observers[index] = observer
             watched.update(dict.fromkeys(quantizer.site.owners, observer))
-    calibrate(program, context.samples("calibration", options.calibration), watched)
+    batches = context.samples("calibration", options.calibration)
+    observe(program, batches, {node: seen.update for node, seen in watched.items()})
     return tuple(
         _ranged(quantizer.entry, observers[index]) if index in observers else quantizer.entry
         for index, quantizer in enumerate(quantizers)

@@ -1,0 +1,257 @@
+"""Residual blocks: find them by module scope, and say what keeps one from being skipped."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import fx
+
+from fxcompress.errors import PassError, SelectorError
+from fxcompress.ir.naming import node_ids
+from fxcompress.ir.ops import op_name, op_spec
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+    from passes.depth.skip_blocks import Block
+
+__all__ = ["Region", "check_skipped", "find_regions"]
+
+# Ops that a residual stream may run through between two additions.
+_ALONG: Final = frozenset(
+    {
+        "add", "layer_norm", "rms_norm", "batch_norm", "group_norm", "identity", "contiguous", "to",
+        "clone", "fake_quant", "drop_path", "stochastic_depth",
+    }
+)  # fmt: skip
+
+_CONTAINERS: Final = frozenset({"Sequential", "ModuleList", "ModuleDict"})
+
+
+@dataclass(frozen=True)
+class Region:
+    """The nodes recorded inside one module.
+
+    Attributes:
+        path: The module's path.
+        nodes: In graph order.
+        entry: The hidden state it reads, outside the region; None if it cannot be skipped.
+        exit: The hidden state it makes; None if it cannot be skipped.
+        refusal: Why it cannot be skipped, or empty.
+        because_of: The nodes that explain the refusal.
+    """
+
+    path: str
+    nodes: tuple[fx.Node, ...]
+    entry: fx.Node | None = None
+    exit: fx.Node | None = None
+    refusal: str = ""
+    because_of: tuple[fx.Node, ...] = ()
+
+
+def find_regions(program: Program, globs: Iterable[str] = ()) -> list[Region]:
+    """Return the repeated modules as regions, in graph order, refused ones included.
+
+    Without globs: the outermost modules that occur at least twice under one parent with one class,
+    at least half of which can be skipped.
+
+    Raises:
+        SelectorError: A glob matches no module, or there are no repeated residual modules.
+    """
+    scopes = _scopes(program)
+    patterns = tuple(globs)
+    ids = node_ids(program)
+    if patterns:
+        paths = [path for path in scopes if any(fnmatchcase(path, glob) for glob in patterns)]
+        for glob in patterns:
+            if not any(fnmatchcase(path, glob) for path in paths):
+                some = ", ".join(list(scopes)[:8])
+                raise SelectorError(
+                    f"`{glob}` in `blocks` matches no module",
+                    reason=f"the modules that compute something are {some}, …",
+                )
+        outer = set(paths)
+        paths = [path for path in paths if not any(parent in outer for parent in _parents(path))]
+        return [_region(path, scopes[path][1], ids) for path in paths]
+    regions = _repeated(scopes, ids)
+    if not regions:
+        raise SelectorError(
+            "there are no repeated residual blocks",
+            reason="no module occurs twice under one parent and adds to what it reads",
+            hint='name the blocks, e.g. `blocks: ["layers.*"]`; what keeps each is then said',
+        )
+    return regions
+
+
+def _scopes(program: Program) -> dict[str, tuple[str, list[fx.Node]]]:
+    """Return path -> (class, nodes) of every module that computes something, in graph order."""
+    found: dict[str, tuple[str, list[fx.Node]]] = {}
+    for node in program.nodes:
+        for path, cls in node.meta.get("scope", ()):
+            if path:
+                found.setdefault(path, (cls, []))[1].append(node)
+    return found
+
+
+def _parents(path: str) -> Iterable[str]:
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def _repeated(
+    scopes: dict[str, tuple[str, list[fx.Node]]], ids: dict[fx.Node, str]
+) -> list[Region]:
+    siblings: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for path, (cls, _) in scopes.items():
+        if cls.rpartition(".")[2] not in _CONTAINERS:
+            siblings[path.rpartition(".")[0], cls].append(path)
+    taken: set[str] = set()
+    chosen: dict[str, Region] = {}
+    for paths in siblings.values():
+        if len(paths) < 2 or any(parent in taken for parent in _parents(paths[0])):
+            continue
+        regions = [_region(path, scopes[path][1], ids) for path in paths]
+        legal = sum(1 for region in regions if not region.refusal)
+        # Stages of a network are siblings too, but mostly change their type; their blocks do not.
+        if legal and 2 * legal >= len(regions):
+            taken.update(paths)
+            chosen.update({region.path: region for region in regions})
+    return [chosen[path] for path in scopes if path in chosen]
+
+
+def _region(path: str, nodes: list[fx.Node], ids: dict[fx.Node, str]) -> Region:
+    """Return a module's region with its entry and exit, or with what keeps it."""
+    inside = set(nodes)
+    found = Region(path, tuple(nodes))
+
+    def refuse(reason: str, *because: fx.Node) -> Region:
+        return Region(path, tuple(nodes), None, None, reason, because)
+
+    exits = [n for n in nodes if any(user not in inside for user in n.users)]
+    tensors = [n for n in exits if _kept_alive(n, inside)]
+    if not tensors:
+        return refuse("nothing reads what it computes")
+    last = tensors[-1]
+    if len(tensors) > 1:
+        others = [n for n in tensors if n is not last]
+        readers = [u for n in others for u in n.users if u not in inside]
+        return refuse(
+            f"something else reads what it computes inside: {ids[readers[0]]} reads "
+            f"{ids[others[0]]}",
+            *others,
+        )
+    entry = _entry(last, inside)
+    if entry is None:
+        return refuse(*_not_residual(nodes, last, inside, ids))
+    if not _same_type(entry, last):
+        return refuse(
+            f"its output {_type(last)} differs from its input {_type(entry)}", entry, last
+        )
+    return Region(found.path, found.nodes, entry, last)
+
+
+def _kept_alive(node: fx.Node, inside: set[fx.Node]) -> bool:
+    """Whether a reader outside would keep computation of the region alive.
+
+    Sizes that come from outside cost nothing and may be read.
+    """
+    if isinstance(node.meta.get("val"), torch.Tensor):
+        return True
+    stack, seen = [node], {node}
+    while stack:
+        for operand in stack.pop().all_input_nodes:
+            if operand in inside and operand not in seen:
+                if isinstance(operand.meta.get("val"), torch.Tensor):
+                    return True
+                seen.add(operand)
+                stack.append(operand)
+    return False
+
+
+def _entry(last: fx.Node, inside: set[fx.Node]) -> fx.Node | None:
+    """Follow the residual stream backwards from a region's exit to what it came in as."""
+    frontier, seen = [last], {last}
+    added = False
+    outside: list[fx.Node] = []
+    while frontier:
+        node = frontier.pop()
+        name = op_name(node)
+        spec = op_spec(name)
+        if name not in _ALONG and not (spec is not None and spec.kind in ("activation", "dropout")):
+            continue
+        added = added or name == "add"
+        for operand in node.all_input_nodes:
+            if operand in inside and operand not in seen:
+                seen.add(operand)
+                frontier.append(operand)
+            elif operand not in inside and operand.op != "get_attr":
+                outside.append(operand)
+    fitting = [node for node in dict.fromkeys(outside) if _same_type(node, last)]
+    fitting = fitting or list(dict.fromkeys(outside))
+    return fitting[0] if added and len(fitting) == 1 else None
+
+
+def _not_residual(
+    nodes: list[fx.Node], last: fx.Node, inside: set[fx.Node], ids: dict[fx.Node, str]
+) -> tuple[str, *tuple[fx.Node, ...]]:
+    """Return why there is no entry: the types differ, or nothing is added to the input."""
+    reads = [
+        operand
+        for node in nodes
+        for operand in node.all_input_nodes
+        if operand not in inside
+        and operand.op != "get_attr"
+        and isinstance(operand.meta.get("val"), torch.Tensor)
+    ]
+    read = list(dict.fromkeys(reads))
+    if read and not any(_same_type(each, last) for each in read):
+        first = read[0]
+        return (
+            f"its output {_type(last)} differs from its input {_type(first)}",
+            first,
+            last,
+        )
+    return f"it is not residual: {ids[last]} does not add to what it reads", last
+
+
+def _same_type(left: fx.Node, right: fx.Node) -> bool:
+    a, b = left.meta.get("val"), right.meta.get("val")
+    return (
+        isinstance(a, torch.Tensor)
+        and isinstance(b, torch.Tensor)
+        and a.dtype == b.dtype
+        and tuple(map(str, a.shape)) == tuple(map(str, b.shape))
+    )
+
+
+def _type(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')}[{', '.join(map(str, value.shape))}]"
+
+
+def check_skipped(before: Program, after: Program, blocks: Iterable[Block]) -> None:
+    """Check that skipped blocks are gone and the others as they were.
+
+    Raises:
+        PassError: Something of a skipped block is left, or a kept one lost nodes.
+    """
+    then, now = _scopes(before), _scopes(after)
+    for block in blocks:
+        left = [
+            node
+            for node in now.get(block.path, ("", []))[1]
+            if isinstance(node.meta.get("val"), torch.Tensor)
+        ]
+        if block.skip and left:
+            raise PassError(
+                f"{len(left)} nodes of the skipped block {block.path} are left", where=block.path
+            )
+        if not block.skip and len(now[block.path][1]) != len(then[block.path][1]):
+            raise PassError(f"the kept block {block.path} lost nodes", where=block.path)
