@@ -14,9 +14,16 @@ from torch.utils import _pytree as pytree
 from fxcompress.emit._source.expressions import ATOM, Expression, Speller
 from fxcompress.emit._source.items import Call, Compute, Item, Loop, Sizes, Unpack, items_of
 from fxcompress.emit._source.literals import Literals, literal_text, visible_length
-from fxcompress.emit._source.naming import fresh, identifier, input_hint, meaning, role
+from fxcompress.emit._source.naming import (
+    distant_meaning,
+    fresh,
+    identifier,
+    input_hint,
+    meaning,
+    role,
+)
 from fxcompress.emit._source.regions import Region, dimension
-from fxcompress.emit._source.tree import Unit
+from fxcompress.emit._source.tree import Unit, switch_of
 from fxcompress.ir.ops import op_name
 from fxcompress.ir.signature import Signature
 
@@ -24,6 +31,7 @@ __all__ = ["Body", "write_body", "write_root_body"]
 
 _DEPTH: Final = 3
 _LENGTH: Final = 64
+_LINE: Final = 72
 _ELEMENTWISE: Final = frozenset({"add", "sub", "mul", "div"})
 # What these return is another thing than what they take, so it gets a name of its own.
 _RENAMES: Final = frozenset({"matmul", "bmm", "sdpa", "cat", "stack", "where", "embedding"})
@@ -200,7 +208,7 @@ class _Writer:
                 self._call(item.region) if isinstance(item, Call) else self._node(item.node)
             )
             parts = item.defines if isinstance(item, Call) else item.parts
-            names = [self._name(index, part, None) if part else "_" for part in parts]
+            names = [self._name(index, p, distant_meaning(p)) if p else "_" for p in parts]
             self.lines.append(f"{', '.join(names)} = {expression.text}")
         else:
             node = item.defines[0]
@@ -236,6 +244,9 @@ class _Writer:
 
     def _node(self, node: fx.Node) -> Expression:
         if node.op == "call_module":
+            switch = switch_of(node)
+            if switch is not None:
+                return self.spell.switch(switch)
             return self.spell.call(self._access(str(node.target)), node.args, node.kwargs)
         return self.spell.function(node)
 
@@ -258,8 +269,21 @@ class _Writer:
             user = following.node
             tensors = [n for n in following.uses if isinstance(n.meta.get("val"), torch.Tensor)]
             alone = tensors[:1] == [node] and len(set(tensors)) == 1
-            return alone or op_name(user) in _ELEMENTWISE or not tensors
+            scalar = not isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
+            if not self._fits(node, expression, user):
+                return False
+            return alone or scalar or op_name(user) in _ELEMENTWISE or not tensors
         return isinstance(following, Call) and following.uses == [node]
+
+    def _fits(self, node: fx.Node, expression: Expression, user: fx.Node) -> bool:
+        """Whether a statement that holds the expression stays on one line."""
+        held, used = self.spell.literals.mark(), self.used
+        self.values[node] = Expression("_")
+        length = visible_length(self._node(user).text) + visible_length(expression.text)
+        del self.values[node]
+        self.spell.literals.forget(held)
+        self.used = used
+        return length <= _LINE
 
     def _name(self, index: int, node: fx.Node, hint: str | None) -> str:
         """Give a result its name: a telling one, that of a value used up here, or a new one."""
@@ -292,8 +316,8 @@ class _Writer:
             if held is None or held.text not in self.taken or not isinstance(value, torch.Tensor):
                 continue
             if self.taken[held.text] is used and self.last.get(used, -1) <= index:
-                mask = value.dtype is torch.bool
-                return None if mask and node.meta["val"].dtype is not torch.bool else held.text
+                # `input_ids` is no name for an embedding.
+                return held.text if _kind(value) == _kind(node.meta["val"]) else None
         return None
 
     def _write_sizes(self, item: Sizes) -> None:
@@ -350,6 +374,12 @@ class _Writer:
                 text = f"{text}.{part}" if plain else f'{text}.get_submodule("{part}")'
             unit = unit.children.get(part, unit)
         return text
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    if tensor.dtype is torch.bool:
+        return "mask"
+    return "numbers" if tensor.is_floating_point() or tensor.is_complex() else "indices"
 
 
 def _singular(name: str) -> str:

@@ -368,8 +368,6 @@ def _doc(units: Sequence[Unit]) -> str:
     paths = [unit.path for unit in units]
     if not paths[0]:
         return "The model."
-    where = f"`{paths[0]}`" if len(paths) == 1 else f"`{paths[0]}` to `{paths[-1]}`"
-    if len(paths) > 2:
-        where = f"{len(paths)} modules, {where}"
     short = origin.rpartition(".")[2]
-    return f"{where}; was {short}." if short else f"{where}."
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return f"{short or 'Modules'} at `{paths[0]}`{more}."

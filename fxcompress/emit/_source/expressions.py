@@ -12,6 +12,7 @@ from torch import fx
 from fxcompress.emit._source.literals import Literals, literal_text
 from fxcompress.errors import EmitError
 from fxcompress.ir.ops import qualified_name
+from fxcompress.nn.stochastic import TrainingSwitch
 
 __all__ = ["ATOM", "Expression", "Speller", "join"]
 
@@ -109,6 +110,12 @@ class Speller:
         depth = 1 + max([receiver, *(e.depth for e in [*parts, *(v for _, v in kept)])])
         return Expression(f"{callee}({', '.join(inside)})", ATOM, depth)
 
+    def switch(self, switch: TrainingSwitch) -> Expression:
+        """Return a number that follows the mode."""
+        numbers = (switch.training_value, switch.eval_value)
+        training, evaluation = (self._of(value, "dropout").text for value in numbers)
+        return Expression(f"{training} if self.training else {evaluation}", 0)
+
     def _symbol(self, name: str, node: fx.Node) -> Expression | None:
         args = node.args
         if name == "getitem":
@@ -123,7 +130,9 @@ class Speller:
             sign, precedence = _BINARY[name]
             left, right = self._of(args[0]), self._of(args[1])
             tight = precedence in (_COMPARE, _POWER)
-            text = f"{left.at(precedence + tight)} {sign} {right.at(precedence + 1)}"
+            one, two = left.at(precedence + tight), right.at(precedence + 1)
+            simple = sign == "**" and not any(c in f"{one}{two}" for c in " ([")
+            text = f"{one}{sign}{two}" if simple else f"{one} {sign} {two}"
             return Expression(text, precedence, max(left.depth, right.depth))
         return None
 

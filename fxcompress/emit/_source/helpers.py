@@ -21,7 +21,7 @@ from fxcompress.nn import (
     OperandConvTranspose3d,
     OperandLinear,
 )
-from fxcompress.nn.stochastic import StochasticDepth, TrainingSwitch
+from fxcompress.nn.stochastic import StochasticDepth
 
 __all__ = ["HELPERS", "Helper", "IntegerLayer", "merge_weights"]
 
@@ -114,10 +114,6 @@ def _stochastic(module: StochasticDepth) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names}
 
 
-def _switch(module: TrainingSwitch) -> dict[str, Any]:
-    return {"training_value": module.training_value, "eval_value": module.eval_value}
-
-
 HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     IntegerConv1d: Helper("Int8Conv1d", _conv),
     IntegerConv2d: Helper("Int8Conv2d", _conv),
@@ -126,7 +122,6 @@ HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     FakeQuantize: Helper("FakeQuantize", _fake_quantize),
     IntegerWeight: Helper("IntegerWeight", _integer_weight),
     StochasticDepth: Helper("StochasticDepth", _stochastic),
-    TrainingSwitch: Helper("TrainingSwitch", _switch),
 }
 
 _MERGED: Final[Mapping[type[nn.Module], type[IntegerLayer]]] = {

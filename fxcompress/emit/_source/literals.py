@@ -33,6 +33,14 @@ class Literals:
         self.found.append(Literal(value, owner, name))
         return f"\x01{len(self.found) - 1}\x02"
 
+    def mark(self) -> int:
+        """Return where the literals end now, for `forget`."""
+        return len(self.found)
+
+    def forget(self, mark: int) -> None:
+        """Drop the literals of a text that was only tried."""
+        del self.found[mark:]
+
 
 def holes(text: str) -> list[int]:
     """Return the numbers of the holes in a text."""

@@ -12,7 +12,7 @@ from torch import fx
 
 from fxcompress.ir.ops import op_name
 
-__all__ = ["camel", "fresh", "identifier", "input_hint", "meaning", "role"]
+__all__ = ["camel", "distant_meaning", "fresh", "identifier", "input_hint", "meaning", "role"]
 
 _ROLES: Final = {
     "q": "query", "k": "key", "v": "value", "query": "query", "key": "key", "value": "value",
@@ -25,6 +25,8 @@ _RESULTS: Final = {
     "sdpa": "attention", "softmax": "weights", "cos": "cos", "sin": "sin", "arange": "positions",
     "embedding": "embedded", "matmul": "product", "bmm": "product",
 }  # fmt: skip
+_FOLLOWED: Final = 4
+_CARRIES: Final = frozenset({"mul", "add", "to", "unsqueeze", "getitem", "expand", "reshape"})
 _GENERIC: Final = ("x", "y", "z", "u", "v", "w")
 _RESERVED: Final = frozenset({"self", "torch", "nn", "F", "math", "operator", "Tensor"})
 
@@ -46,7 +48,30 @@ def camel(text: str) -> str:
 def meaning(node: fx.Node) -> str | None:
     """Return what the field calls the result of a node, or None where it has no name for it."""
     found = role(str(node.target)) if node.op == "call_module" else None
-    return found or _RESULTS.get(op_name(node))
+    return found or _RESULTS.get(op_name(node)) or ("mask" if _is_mask(node) else None)
+
+
+def distant_meaning(node: fx.Node) -> str | None:
+    """Return the meaning of a node that is scaled, shifted or reshaped on the way."""
+    for _ in range(_FOLLOWED):
+        found = meaning(node)
+        if found is not None:
+            return found
+        tensors = [n for n in node.all_input_nodes if _tensor(n) is not None]
+        if len(tensors) != 1 or op_name(node) not in _CARRIES:
+            return None
+        node = tensors[0]
+    return None
+
+
+def _tensor(node: fx.Node) -> torch.Tensor | None:
+    value = node.meta.get("val")
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _is_mask(node: fx.Node) -> bool:
+    value = _tensor(node)
+    return value is not None and value.dtype is torch.bool
 
 
 def role(path: str) -> str | None:
@@ -80,9 +105,7 @@ def input_hint(node: fx.Node, first: bool) -> str | None:
             return identifier(str(node.target))
         if node.op == "get_attr":
             return identifier(str(node.target).rpartition(".")[2])
-        if value.dtype is torch.bool:
-            return "mask"
-        return _RESULTS.get(op_name(node)) if op_name(node) in ("cos", "sin") else None
+        return distant_meaning(node)
     if isinstance(value, (int, torch.SymInt)):
         return "size"
     return "values"

@@ -64,6 +64,7 @@ def find_regions(graph: fx.Graph, symbols: Mapping[str, str]) -> Region:
     """
     nodes = [n for n in graph.nodes if n.op not in ("placeholder", "get_attr", "output")]
     chains = _chains(nodes)
+    _lift_sizes(chains, symbols)
     origins = {path: cls for node in nodes for path, cls in node.meta.get("scope") or ()}
     order = {node: index for index, node in enumerate(graph.nodes)}
     while True:
@@ -92,6 +93,24 @@ def _chains(nodes: Sequence[fx.Node]) -> dict[fx.Node, tuple[str, ...]]:
     return {
         node: tuple(path for path in chain if path not in refused) for node, chain in chains.items()
     }
+
+
+def _lift_sizes(chains: dict[fx.Node, tuple[str, ...]], symbols: Mapping[str, str]) -> None:
+    """Move the asking for a size out to where all of its users are, so that no call returns it."""
+    for node, chain in chains.items():
+        if dimension(node, symbols) is None:
+            continue
+        sources = [chains.get(source, ()) for source in node.all_input_nodes]
+        shared = chain
+        for user in node.users:
+            shared = _common(shared, chains.get(user, ()))
+        if all(_common(source, shared) == source for source in sources):
+            chains[node] = shared
+
+
+def _common(one: tuple[str, ...], two: tuple[str, ...]) -> tuple[str, ...]:
+    length = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), None)
+    return one[: min(len(one), len(two)) if length is None else length]
 
 
 def _refused(chains: dict[fx.Node, tuple[str, ...]]) -> set[str]:

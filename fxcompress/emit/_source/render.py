@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import jinja2
 
 from fxcompress.emit._source.classes import ClassSource
-from fxcompress.emit._source.layout import wrap
+from fxcompress.emit._source.layout import WIDTH, wrap
 
 __all__ = ["render"]
 
 _HELPERS: Final = (
     "FakeQuantize", "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear", "IntegerWeight",
-    "StochasticDepth", "TrainingSwitch",
+    "StochasticDepth",
 )  # fmt: skip
 # What an import is needed for, and the import, in the order of the file.
 _IMPORTS: Final = (
@@ -87,10 +88,19 @@ def _view(cls: ClassSource) -> dict[str, str]:
         constructor.extend(wrap(line, 8))
     return {
         "name": cls.name,
-        "doc": cls.doc,
+        "doc": _doc(cls.doc),
         "constructor": "\n".join(constructor),
         "forward": "\n".join(_forward(cls)),
     }
+
+
+def _doc(text: str) -> str:
+    """Return a docstring, its end on a line of its own where the text is long."""
+    line = f'    """{text}"""'
+    if len(line) <= WIDTH:
+        return line
+    first, *rest = textwrap.wrap(text, WIDTH - 8)
+    return "\n".join([f'    """{first}', *(f"    {part}" for part in rest), '    """'])
 
 
 def _header(line: str) -> list[str]:

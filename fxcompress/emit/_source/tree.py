@@ -14,8 +14,10 @@ from fxcompress.emit._source.helpers import HELPERS
 from fxcompress.emit._source.regions import Region
 from fxcompress.errors import EmitError
 from fxcompress.ir.modules import constructor, describe, is_stock
+from fxcompress.ir.ops import module_of
+from fxcompress.nn.stochastic import TrainingSwitch
 
-__all__ = ["Leaf", "Unit", "build_tree"]
+__all__ = ["Leaf", "Unit", "build_tree", "switch_of"]
 
 Kind = Literal["class", "sequential", "list", "dict", "leaf"]
 
@@ -80,7 +82,8 @@ def build_tree(module: fx.GraphModule, root: Region) -> Unit:
     Raises:
         EmitError: A leaf is no module of torch.nn, so it cannot be written down.
     """
-    leaves = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
+    called = [n for n in module.graph.nodes if n.op == "call_module"]
+    leaves = {str(n.target) for n in called if switch_of(n) is None}
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
     regions: dict[str, Region] = {}
     _collect(root, regions)
@@ -88,6 +91,12 @@ def build_tree(module: fx.GraphModule, root: Region) -> Unit:
     _sort(tree, _first_uses(module.graph))
     _set_kinds(tree)
     return tree
+
+
+def switch_of(node: fx.Node) -> TrainingSwitch | None:
+    """Return the switch that a node reads: it is written out, and is no module of the source."""
+    found = module_of(node) if node.op == "call_module" else None
+    return found if isinstance(found, TrainingSwitch) else None
 
 
 def _first_uses(graph: fx.Graph) -> dict[str, int]:
