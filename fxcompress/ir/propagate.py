@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sympy
 import torch
-from fxcompress.errors import VerifyError
-from fxcompress.ir.modules import is_stock
-from fxcompress.ir.naming import node_ids
-from fxcompress.ir.ops import module_of
-from fxcompress.ir.signature import Dim
 from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import GuardSource, Source
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, free_unbacked_symbols
 from torch.utils import _pytree as pytree
+
+from fxcompress.errors import VerifyError
+from fxcompress.ir.modules import is_stock
+from fxcompress.ir.naming import node_ids
+from fxcompress.ir.ops import module_of
+from fxcompress.ir.signature import Dim
 
 if TYPE_CHECKING:
     from fxcompress.ir.program import Program
@@ -216,13 +218,15 @@ def guarded(program: Program) -> Iterator[None]:
     """
     shape_env = program.fake_mode.shape_env
     if shape_env is None:
-        yield
+        with _quiet():
+            yield
         return
     tables: tuple[Any, ...] = (shape_env.replacements, shape_env.axioms, shape_env.divisible)
     saved = [table.copy() for table in tables]
     ranges, guards = dict(shape_env.var_to_range), len(shape_env.guards)
     try:
-        yield
+        with _quiet():
+            yield
         check_dims(program)
     except BaseException:
         for table, before in zip(tables, saved, strict=True):
@@ -236,6 +240,17 @@ def guarded(program: Program) -> Iterator[None]:
         # Kernel choices ask for ranges (`batch < 16`); they are no property of the model.
         shape_env.var_to_range.update(ranges)
         del shape_env.guards[guards:]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging a failing op with its whole trace: the error says it better."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = disabled
 
 
 def ensure_inputs(program: Program) -> None:
