@@ -189,9 +189,23 @@ class Result:
     @cached_property
     def report(self) -> Report:
         """The report, ready for `report.render_html` and `render_markdown`."""
+        return self.build_report()
+
+    def build_report(
+        self,
+        *,
+        constraints: Sequence[ConstraintResult] | None = None,
+        artifacts: Sequence[Artifact] = (),
+    ) -> Report:
+        """Return the report with what followed the passes.
+
+        Args:
+            constraints: Results to show in place of `constraints`.
+            artifacts: What was emitted.
+        """
         from fxcompress.report import build
         from fxcompress.report.build import Extras
-        from fxcompress.report.model import ConstraintRow
+        from fxcompress.report.model import ArtifactRow, ConstraintRow
 
         metric = self.job.context.metric
         rows = tuple(
@@ -201,8 +215,20 @@ class Result:
                 value="" if each.value is None else f"{each.value:.6g}",
                 met=bool(each.met),
             )
-            for each in self.constraints
+            for each in (self.constraints if constraints is None else constraints)
             if each.met is not None
+        )
+        made = tuple(
+            ArtifactRow(
+                format=each.format,
+                path=each.path.name,
+                bytes=each.bytes,
+                sha256=each.sha256[each.path.name],
+                check=f"reloaded in a fresh process: error {each.comparison.relative:.1e} of the "
+                f"range, cosine {each.comparison.cosine:.5f}",
+                notes=each.notes,
+            )
+            for each in artifacts
         )
         extras = Extras(
             spec_name=self.job.source,
@@ -212,6 +238,7 @@ class Result:
             metrics=self._metrics(),
             higher_is_better=metric is None or metric.higher_is_better,
             constraints=rows,
+            artifacts=made,
         )
         return build(self.record, self.original, self.program, extras)
 

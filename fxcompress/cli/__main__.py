@@ -1,0 +1,7 @@
+"""`python -m fxcompress.cli`."""
+
+import sys
+
+from fxcompress.cli import main
+
+sys.exit(main())

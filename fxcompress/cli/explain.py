@@ -1,0 +1,180 @@
+"""`fxcompress explain`: one node, and what each pass does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from fxcompress.cli._command import Outcome, document_options, emits, existing, overrides
+from fxcompress.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+    from fxcompress.ir import Program
+    from fxcompress.pipeline import Plan
+
+__all__ = ["command"]
+
+
+@click.command("explain")
+@existing("spec", metavar="SPEC|RUN")
+@click.argument("node")
+@overrides
+@document_options
+@emits
+def command(spec: Path, node: str, overrides: Sequence[str]) -> Outcome:
+    """Say what a node of the model is, what it is connected to, and what each pass does to it.
+
+    NODE is an id as plans and reports show them: `layer1.0.conv1`, `layer1.0/relu`. For a run
+    folder it tells what was done; for a spec, what would be done.
+    """
+    from fxcompress.cli._specs import is_run
+
+    if is_run(spec):
+        from fxcompress.cli._specs import load_programs
+
+        record, program, result = load_programs(spec)
+        history = [
+            _step(
+                each.index,
+                each.id,
+                [edit.model_dump(mode="json") for edit in each.edits],
+                [refusal.model_dump(mode="json") for refusal in each.declined],
+                node,
+            )
+            for each in record.passes
+        ]
+        programs = (program, result)
+    else:
+        program, plan = _planned(spec, overrides)
+        history = [
+            _step(
+                each.index,
+                each.id,
+                [change.model_dump(mode="json") for change in each.changes],
+                [refusal.model_dump(mode="json") for refusal in each.declined],
+                node,
+            )
+            for each in plan.steps
+        ]
+        programs = (program,)
+    found = _find(programs, node, history)
+    return Outcome(_text(node, found, history), {"node": node, **found, "passes": history})
+
+
+def _planned(path: Path, overrides: Sequence[str]) -> tuple[Program, Plan]:
+    from fxcompress.cli._progress import working
+    from fxcompress.spec import Spec
+
+    spec = Spec.load(path, overrides)
+    from fxcompress.api import prepare
+
+    with working("planning"):
+        job = prepare(spec)
+        return job.program, job.plan()
+
+
+def _step(
+    index: int,
+    step_id: str,
+    changes: Sequence[Mapping[str, Any]],
+    declined: Sequence[Mapping[str, Any]],
+    node: str,
+) -> dict[str, Any]:
+    """Return what one pass does to a node: the changes and refusals that name it."""
+    return {
+        "index": index,
+        "id": step_id,
+        "changes": [dict(each) for each in changes if _names(each, node)],
+        "declined": [dict(each) for each in declined if _names(each, node)],
+    }
+
+
+def _names(entry: Mapping[str, Any], node: str) -> bool:
+    """Whether an edit, change or refusal is about a node or a tensor of its module."""
+    texts = [value for key, value in entry.items() if key in _SUBJECTS]
+    texts = [name for value in texts for name in (value if isinstance(value, list) else [value])]
+    return any(name == node or str(name).startswith(f"{node}.") for name in texts)
+
+
+_SUBJECTS = {"subject", "node", "nodes", "id", "name", "path", "tensor"}
+
+
+def _find(
+    programs: Sequence[Program], name: str, history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Describe a node of the first Program that has it.
+
+    Raises:
+        UsageError: No Program has it and no pass speaks of it.
+    """
+    from fxcompress.ir import node_ids
+    from fxcompress.pipeline._close import did_you_mean
+
+    known: list[str] = []
+    for program in programs:
+        ids = node_ids(program)
+        for node, node_id in ids.items():
+            if node_id == name:
+                return _described(program, node, ids)
+        known.extend(ids.values())
+    if any(step["changes"] or step["declined"] for step in history):
+        return {}
+    raise UsageError(f"the model has no node `{name}`", hint=did_you_mean(name, known))
+
+
+def _described(program: Program, node: Node, ids: Mapping[Node, str]) -> dict[str, Any]:
+    from fxcompress.analysis import cost
+    from fxcompress.ir import attributes, op_name, type_text
+
+    costs = {row.id: row for row in cost(program).per_node}
+    row = costs.get(ids[node])
+    value = node.meta.get("val")
+    return {
+        "op": op_name(node),
+        "attributes": {key: str(each) for key, each in attributes(node).items()},
+        "type": "" if value is None else type_text(value),
+        "scope": [f"{path or '.'}: {kind}" for path, kind in node.meta.get("scope") or ()],
+        "source": node.meta.get("source"),
+        "inputs": [ids[each] for each in node.all_input_nodes],
+        "users": [ids[each] for each in node.users],
+        "parameters": row.parameters if row else 0,
+        "bytes": row.bytes if row else 0,
+        "macs": row.macs if row else 0,
+    }
+
+
+def _text(name: str, found: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
+    lines = [name]
+    if found:
+        attributes = " ".join(f"{key}={value}" for key, value in found["attributes"].items())
+        shown = f" {{{attributes}}}" if attributes else ""
+        lines.append(f"  {found['op']}{shown} : {found['type']}")
+        lines.append(f"  from {', '.join(found['inputs']) or 'nothing'}")
+        lines.append(f"  used by {', '.join(found['users']) or 'nothing'}")
+        lines.append(
+            f"  {found['parameters']:,} parameters, {found['bytes']:,} bytes, "
+            f"{found['macs']:,} MACs"
+        )
+        if found["source"]:
+            lines.append(f"  written in {found['source']}")
+        lines.extend(f"  in {scope}" for scope in found["scope"])
+    for step in history:
+        lines.append(f"{step['index']} {step['id']}")
+        lines.extend(f"  {_line(entry)}" for entry in step["changes"])
+        lines.extend(f"  ! skipped: {entry['reason']}" for entry in step["declined"])
+        if not step["changes"] and not step["declined"]:
+            lines.append("  leaves it as it is")
+    return "\n".join(lines)
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    """Return a planned change or a recorded edit as a line."""
+    if "sign" in entry:
+        return f"{entry['sign']} {entry['subject']}  {entry['text']}".rstrip()
+    rest = (f"{key}={value}" for key, value in entry.items() if key != "kind" and value)
+    return f"{entry.get('kind', 'edit')}: {', '.join(rest)}"
