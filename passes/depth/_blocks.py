@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from fxcompress.errors import PassError, SelectorError
+from fxcompress.ir._format import Spelling
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import op_name, op_spec
 
@@ -53,6 +54,17 @@ class Region:
     because_of: tuple[fx.Node, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Names:
+    """How nodes and their types are called in messages."""
+
+    ids: dict[fx.Node, str]
+    spelling: Spelling
+
+    def type(self, node: fx.Node) -> str:
+        return self.spelling.type(node.meta.get("val"))
+
+
 def find_regions(program: Program, globs: Iterable[str] = ()) -> list[Region]:
     """Return the repeated modules as regions, in graph order, refused ones included.
 
@@ -64,7 +76,7 @@ def find_regions(program: Program, globs: Iterable[str] = ()) -> list[Region]:
     """
     scopes = _scopes(program)
     patterns = tuple(globs)
-    ids = node_ids(program)
+    names = _Names(node_ids(program), Spelling.of(program))
     if patterns:
         paths = [path for path in scopes if any(fnmatchcase(path, glob) for glob in patterns)]
         for glob in patterns:
@@ -76,8 +88,8 @@ def find_regions(program: Program, globs: Iterable[str] = ()) -> list[Region]:
                 )
         outer = set(paths)
         paths = [path for path in paths if not any(parent in outer for parent in _parents(path))]
-        return [_region(path, scopes[path][1], ids) for path in paths]
-    regions = _repeated(scopes, ids)
+        return [_region(path, scopes[path][1], names) for path in paths]
+    regions = _repeated(scopes, names)
     if not regions:
         raise SelectorError(
             "there are no repeated residual blocks",
@@ -103,9 +115,7 @@ def _parents(path: str) -> Iterable[str]:
         yield path
 
 
-def _repeated(
-    scopes: dict[str, tuple[str, list[fx.Node]]], ids: dict[fx.Node, str]
-) -> list[Region]:
+def _repeated(scopes: dict[str, tuple[str, list[fx.Node]]], names: _Names) -> list[Region]:
     siblings: dict[tuple[str, str], list[str]] = defaultdict(list)
     for path, (cls, _) in scopes.items():
         if cls.rpartition(".")[2] not in _CONTAINERS:
@@ -115,7 +125,7 @@ def _repeated(
     for paths in siblings.values():
         if len(paths) < 2 or any(parent in taken for parent in _parents(paths[0])):
             continue
-        regions = [_region(path, scopes[path][1], ids) for path in paths]
+        regions = [_region(path, scopes[path][1], names) for path in paths]
         legal = sum(1 for region in regions if not region.refusal)
         # Stages of a network are siblings too, but mostly change their type; their blocks do not.
         if legal and 2 * legal >= len(regions):
@@ -124,7 +134,7 @@ def _repeated(
     return [chosen[path] for path in scopes if path in chosen]
 
 
-def _region(path: str, nodes: list[fx.Node], ids: dict[fx.Node, str]) -> Region:
+def _region(path: str, nodes: list[fx.Node], names: _Names) -> Region:
     """Return a module's region with its entry and exit, or with what keeps it."""
     inside = set(nodes)
     found = Region(path, tuple(nodes))
@@ -141,16 +151,16 @@ def _region(path: str, nodes: list[fx.Node], ids: dict[fx.Node, str]) -> Region:
         others = [n for n in tensors if n is not last]
         readers = [u for n in others for u in n.users if u not in inside]
         return refuse(
-            f"something else reads what it computes inside: {ids[readers[0]]} reads "
-            f"{ids[others[0]]}",
+            f"something else reads what it computes inside: {names.ids[readers[0]]} reads "
+            f"{names.ids[others[0]]}",
             *others,
         )
     entry = _entry(last, inside)
     if entry is None:
-        return refuse(*_not_residual(nodes, last, inside, ids))
+        return refuse(*_not_residual(nodes, last, inside, names))
     if not _same_type(entry, last):
         return refuse(
-            f"its output {_type(last)} differs from its input {_type(entry)}", entry, last
+            f"its output {names.type(last)} differs from its input {names.type(entry)}", entry, last
         )
     return Region(found.path, found.nodes, entry, last)
 
@@ -197,7 +207,7 @@ def _entry(last: fx.Node, inside: set[fx.Node]) -> fx.Node | None:
 
 
 def _not_residual(
-    nodes: list[fx.Node], last: fx.Node, inside: set[fx.Node], ids: dict[fx.Node, str]
+    nodes: list[fx.Node], last: fx.Node, inside: set[fx.Node], names: _Names
 ) -> tuple[str, *tuple[fx.Node, ...]]:
     """Return why there is no entry: the types differ, or nothing is added to the input."""
     reads = [
@@ -212,11 +222,11 @@ def _not_residual(
     if read and not any(_same_type(each, last) for each in read):
         first = read[0]
         return (
-            f"its output {_type(last)} differs from its input {_type(first)}",
+            f"its output {names.type(last)} differs from its input {names.type(first)}",
             first,
             last,
         )
-    return f"it is not residual: {ids[last]} does not add to what it reads", last
+    return f"it is not residual: {names.ids[last]} does not add to what it reads", last
 
 
 def _same_type(left: fx.Node, right: fx.Node) -> bool:
@@ -227,13 +237,6 @@ def _same_type(left: fx.Node, right: fx.Node) -> bool:
         and a.dtype == b.dtype
         and tuple(map(str, a.shape)) == tuple(map(str, b.shape))
     )
-
-
-def _type(node: fx.Node) -> str:
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')}[{', '.join(map(str, value.shape))}]"
 
 
 def check_skipped(before: Program, after: Program, blocks: Iterable[Block]) -> None:
