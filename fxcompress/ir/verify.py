@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxcompress.errors import FxCompressError, ModelError, VerifyError
+from fxcompress.ir._memo import type_key
 from fxcompress.ir.modules import ModuleConfig, describe, is_stock
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import is_inplace
@@ -260,6 +261,7 @@ def _typed(checked: _Checked) -> Iterator[Violation]:
     try:
         with guarded(program):
             values: dict[fx.Node, Any] = {}
+            known: dict[Hashable, Any] = {}
             for node in program.nodes:
                 if node.op == "output":
                     continue
@@ -269,7 +271,10 @@ def _typed(checked: _Checked) -> Iterator[Violation]:
                 values[node] = node.meta["val"]
                 if node.op == "placeholder":
                     continue
-                value = evaluate(evaluator, node, values)
+                key = type_key(node, values)
+                if key is None or key not in known:
+                    known[key] = evaluate(evaluator, node, values)
+                value = known[key]
                 if not same_type(value, values[node]):
                     yield checked.at(
                         node,
