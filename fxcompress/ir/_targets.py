@@ -81,7 +81,12 @@ def resolve_function(name: str) -> Callable[..., Any]:
 
 
 def _is_op(name: str, function: Callable[..., Any]) -> bool:
-    return op_of(function) is not None or hasattr(torch._C._VariableFunctions, name)
+    return op_of(function) is not None or _is_native(name)
+
+
+def _is_native(name: str) -> bool:
+    # Any Python object answers to `__reduce__` and the like.
+    return not name.startswith("_") and hasattr(torch._C._VariableFunctions, name)
 
 
 def _overload(path: list[str]) -> Any:
@@ -99,7 +104,7 @@ def check_method(name: str) -> str:
     Raises:
         ModelError: It is something else.
     """
-    if op_of(name) is None and not hasattr(torch._C._VariableFunctions, name):
+    if op_of(name) is None and not _is_native(name):
         raise ModelError(
             f"a saved program must not call the method {name!r}",
             reason="it is no op on tensors",

@@ -1,4 +1,4 @@
-"""Small models for the tests of the IR: convolutions, attention, ties, nested inputs and outputs."""
+"""Small models for the tests of the IR: convolutions, attention, ties, nested outputs."""
 
 import torch
 import torch.nn.functional as F
