@@ -47,5 +47,8 @@ bench: setup ## Measure everything that benchmarks/ promises
 schema: setup ## Write the JSON Schema of spec files
 	$(BIN)/fxcompress schema > fxcompress.schema.json
 
+docs: setup ## Write the generated page of docs/
+	$(BIN)/python docs/generate.py
+
 clean: ## Remove runs and caches, keep .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
