@@ -127,9 +127,9 @@ class GraphDiff:
         for line in self.after.nodes:
             counts[group_of(line)] = counts.get(group_of(line), 0) + 1
         for node in self.nodes:
-            line = node.after or node.before
-            assert line is not None, "a change has a line on one side"
-            paths[group_of(line)].append(node)
+            shown = node.after or node.before
+            assert shown is not None, "a change has a line on one side"
+            paths[group_of(shown)].append(node)
         for tensor in self.state:
             paths.setdefault(group_of_tensor(tensor.name), []).append(tensor)
         return tuple(Group(p, counts.get(p, 0), tuple(c)) for p, c in paths.items())

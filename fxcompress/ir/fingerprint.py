@@ -61,7 +61,7 @@ def hash_tensor(tensor: torch.Tensor) -> str:
     step = max(1, _CHUNK // max(1, flat.element_size()))
     for start in range(0, flat.numel(), step):
         part = flat[start : start + step].cpu().resolve_conj().resolve_neg().contiguous()
-        digest.update(memoryview(part.view(torch.uint8).numpy()))
+        digest.update(part.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

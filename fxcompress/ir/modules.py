@@ -98,9 +98,13 @@ def _load(cls: str) -> type[nn.Module]:
     return found
 
 
-@cache
 def constructor(cls: type[nn.Module]) -> Mapping[str, Any]:
     """Return the constructor's parameters with their defaults, in order, placement left out."""
+    return _constructor(cls)  # type: ignore[arg-type] # mypy asks the instances for their hash
+
+
+@cache
+def _constructor(cls: type[nn.Module]) -> Mapping[str, Any]:
     special = _SIGNATURES.get(cls)
     if special is not None:
         return special
@@ -122,14 +126,14 @@ _RNN: Final = {
     "bidirectional": False,
 }
 # Constructors that take *args, or whose parameters do not say what they are.
-_SIGNATURES: Final[dict[type, Mapping[str, Any]]] = {
+_SIGNATURES: Final[dict[Callable[..., nn.Module], Mapping[str, Any]]] = {
     nn.LSTM: {**_RNN, "proj_size": 0},
     nn.GRU: _RNN,
     nn.RNN: {**_RNN, "nonlinearity": "tanh"},
     nn.Identity: {},
 }
 
-Reader = Callable[[nn.Module], Any]
+Reader = Callable[[Any], Any]
 
 
 def _has(tensor: str) -> Reader:
@@ -140,7 +144,7 @@ def _rnn_cell_bias(module: nn.Module) -> bool:
     return getattr(module, "bias_ih", None) is not None
 
 
-def _norm_bias(module: nn.Module) -> bool:
+def _norm_bias(module: Any) -> bool:
     # Without affine parameters the flag is moot; its default keeps the text short.
     return module.bias is not None or module.weight is None
 

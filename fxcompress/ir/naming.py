@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fxcompress.ir.ops import op_name
 from torch import fx
@@ -48,5 +48,4 @@ def _base(node: fx.Node) -> str:
 
 def find_node(program: Program, node_id: str) -> fx.Node | None:
     """Return the node of that id, or None."""
-    found: Any = next((n for n, name in node_ids(program).items() if name == node_id), None)
-    return found
+    return next((n for n, name in node_ids(program).items() if name == node_id), None)

@@ -50,7 +50,7 @@ class _DimSource(Source):
         return self._dim
 
     @property
-    def guard_source(self) -> GuardSource:  # type: ignore[override]
+    def guard_source(self) -> GuardSource:
         return GuardSource.CONSTANT
 
 
@@ -170,7 +170,7 @@ class Evaluator:
                     flat.append((module, module._flat_weights))
                     module._flat_weights = [
                         None if w is None else self.fake(w) for w in module._flat_weights
-                    ]  # type: ignore[misc]
+                    ]
             yield
         finally:
             for table, before in saved:

@@ -147,7 +147,7 @@ def _signature(checked: _Checked) -> Iterator[Violation]:
             if isinstance(size, str) and size not in program.dims:
                 yield checked.at(node, invariant, f"has the unknown dynamic size {size!r}")
     (output,) = program.graph.find_nodes(op="output")
-    leaves = len(output.args[0])  # type: ignore[arg-type]
+    leaves = len(output.args[0])
     if leaves != program.signature.output.num_leaves:
         yield checked.at(
             output,

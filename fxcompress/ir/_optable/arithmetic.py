@@ -2,6 +2,8 @@
 
 # fmt: off
 
+from typing import Any
+
 from fxcompress.ir._optable.row import Op, row
 
 _UNARY = (
@@ -10,7 +12,7 @@ _UNARY = (
     "lgamma log log10 log1p log2 logical_not neg positive rad2deg reciprocal rsqrt sgn "
     "sign signbit sin sinc sinh sqrt square tan trunc real imag"
 )
-_UNARY_EXTRA = {
+_UNARY_EXTRA: dict[str, dict[str, Any]] = {
     "abs": {"alias": "torch.absolute", "methods": "absolute __abs__", "scalar": "abs"},
     "neg": {"alias": "torch.negative", "methods": "negative __neg__", "scalar": "neg"},
     "positive": {"methods": "__pos__", "scalar": "pos"},
