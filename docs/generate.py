@@ -18,8 +18,8 @@ from fxcompress.spec import constraints, models
 
 PAGE = Path(__file__).with_name("spec-reference.md")
 BLOCKS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
-    ("model", "What is compressed. Exactly one kind; a text such as `timm:NAME` or `model.py:build` "
-     "stands for the mapping.", tuple(models.MODEL_KINDS.values())),
+    ("model", "What is compressed. Exactly one kind; a text such as `timm:NAME` or "
+     "`model.py:build` stands for the mapping.", tuple(models.MODEL_KINDS.values())),
     ("inputs", "A list: one entry per tensor that `forward` takes.", (models.Input,)),
     ("dims", "Ranges of the dynamic dims that `inputs` names, by name.", (models.DimRange,)),
     ("data", "One factory for all splits, or a mapping from split names to sources.",
@@ -31,18 +31,7 @@ BLOCKS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
     ("emit", "A list of formats, each a name or a mapping with `use`.",
      (models.EmitPt2, models.EmitOnnx, models.EmitPlain)),
 )  # fmt: skip
-HEAD = """# Spec reference
-
-Written from the models that check specs (`make docs`); do not edit.
-
-A spec is YAML 1.2. Unknown keys, wrong types and duplicate keys are errors with file, line and column, all reported at once. Besides the blocks below it may hold
-
-- `extends: base.yaml` (or a list): maps merge, lists replace, `passes` merge by `id`; cycles are refused;
-- `vars: {name: value}`, used as `${vars.name}`;
-- `passes`, a list of steps `{use: PASS, id: NAME, skip: false, …options}`; without `id` a step is named after the last part of `use`.
-
-`--set passes.shrink.ratio=0.4` overrides one value from the command line. Paths are relative to the file that holds them.
-"""
+HEAD = Path(__file__).with_name("spec-reference.head.md").read_text(encoding="utf-8")
 
 
 def page() -> str:
@@ -85,7 +74,8 @@ def _table(model: type[BaseModel]) -> Iterator[str]:
     yield "| key | type | default | |\n|:--|:--|:--|:--|"
     for name, field in model.model_fields.items():
         text = " ".join((_description(field) or "").split()).replace("|", "\\|")
-        yield f"| `{field.alias or name}` | {_type(field.annotation)} | {_default(field)} | {text} |"
+        key = field.alias or name
+        yield f"| `{key}` | {_type(field.annotation)} | {_default(field)} | {text} |"
 
 
 def _description(field: FieldInfo) -> str | None:
