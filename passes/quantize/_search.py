@@ -3,7 +3,8 @@
 - `mse`: the range with the least expected squared error (Choukroun et al., 2019,
   arXiv:1902.06822): grids of candidate ends, the two ends in turn.
 - `entropy`: the range whose quantised distribution has the least Kullback-Leibler divergence from
-  the original (Migacz, "8-bit inference with TensorRT", GTC 2017), both ends shrunk together.
+  the original (Migacz, "8-bit inference with TensorRT", GTC 2017), first the upper end, then the
+  lower.
 """
 
 import torch
@@ -16,6 +17,7 @@ __all__ = ["entropy_range", "mse_range", "mse_weight_range"]
 
 _CANDIDATES = 64
 _ROUNDS = 2
+_SHRINKS = tuple(1.0 - step / _CANDIDATES for step in range(_CANDIDATES))
 
 
 def mse_range(histogram: Histogram, fake: FakeQuantize) -> tuple[float, float]:
@@ -58,22 +60,31 @@ def _least(
 def entropy_range(histogram: Histogram, fake: FakeQuantize) -> tuple[float, float]:
     """Return the range with the least KL divergence of the quantised from the real distribution."""
     low, high = histogram.low, histogram.high
-    counts, centres = histogram.counts.double(), histogram.centres
-    levels = fake.qmax - fake.qmin + 1
-    if not bool(counts.any()):
+    if not bool(histogram.counts.any()):
         return low, high
     if fake.symmetric:
-        low, high = min(low, -high), max(high, -low)
-    best, least = 1.0, float("inf")
-    for step in range(_CANDIDATES):
-        shrink = 1.0 - step / _CANDIDATES
-        inside = (centres >= low * shrink) & (centres <= high * shrink)
+        bound = max(-low, high)
+        best = _least_divergence(histogram, fake, [(-bound * s, bound * s) for s in _SHRINKS])
+        return max(low, best[0]), min(high, best[1])
+    low, high = _least_divergence(histogram, fake, [(low, high * s) for s in _SHRINKS])
+    return _least_divergence(histogram, fake, [(low * s, high) for s in _SHRINKS])
+
+
+def _least_divergence(
+    histogram: Histogram, fake: FakeQuantize, ranges: list[tuple[float, float]]
+) -> tuple[float, float]:
+    """Return the range with the least divergence; the first of equals."""
+    counts, centres = histogram.counts.double(), histogram.centres
+    levels = fake.qmax - fake.qmin + 1
+    best, least = ranges[0], float("inf")
+    for low, high in ranges:
+        inside = (centres >= low) & (centres <= high)
         if int(inside.sum()) < levels:
             break
         divergence = _divergence(counts, inside, levels)
         if divergence < least:
-            best, least = shrink, divergence
-    return max(histogram.low, low * best), min(histogram.high, high * best)
+            best, least = (low, high), divergence
+    return best
 
 
 def _divergence(counts: Tensor, inside: Tensor, levels: int) -> float:
