@@ -25,7 +25,7 @@ def render(results: Sequence[Result], *, command: str) -> str:
         " *keys*: the state dict keys are the original's, but those listed as unused. *train*: with"
         " one seed, outputs, gradients and buffers after a training step equal eager's. *verify*:"
         " `fxcompress.ir.verify`. *macs*: within 0.1 % of `torch.utils.flop_counter`."
-        " Seconds are CPU seconds of `capture` without verification.",
+        " Seconds are CPU seconds of `capture` in both modes with its own verification.",
         "",
         *_totals(results),
         "",

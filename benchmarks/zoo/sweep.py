@@ -10,6 +10,7 @@ import fnmatch
 import json
 import multiprocessing
 import os
+import random
 import sys
 import time
 import warnings
@@ -49,7 +50,8 @@ def sweep(
     """Measure the models, `jobs` at a time; the results come back in the order of the models."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.zoo._preload"])
-    waiting = list(reversed(models))
+    waiting = list(models)
+    random.Random(0).shuffle(waiting)  # a sweep that is cut short has seen something of everything
     running: list[_Worker] = []
     results: dict[str, Result] = {}
     while waiting or running:
