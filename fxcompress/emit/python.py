@@ -15,7 +15,7 @@ from fxcompress.emit._lower_qdq import lower
 from fxcompress.emit._plain import PlainProgram, plain_program
 from fxcompress.emit._source.classes import write_classes
 from fxcompress.emit._source.helpers import merge_weights
-from fxcompress.emit._source.regions import find_regions
+from fxcompress.emit._source.regions import find_regions, localize_scalars
 from fxcompress.emit._source.render import render
 from fxcompress.emit._source.tree import Unit, build_tree
 from fxcompress.errors import EmitError
@@ -46,6 +46,7 @@ def write(job: Job) -> Written:
         merge_weights(plain.module)
     name = job.file("py")
     symbols = {dim.symbol: dim.name for dim in job.program.dims.values()}
+    localize_scalars(plain.module.graph)
     region = find_regions(plain.module.graph, symbols)
     tree = build_tree(plain.module, region)
     state, ties = _state(plain.module, tree)

@@ -208,7 +208,10 @@ class _Writer:
                 self._call(item.region) if isinstance(item, Call) else self._node(item.node)
             )
             parts = item.defines if isinstance(item, Call) else item.parts
-            names = [self._name(index, p, distant_meaning(p)) if p else "_" for p in parts]
+            names = [
+                self._name(index, p, distant_meaning(p)) if p and self.counts[p] else "_"
+                for p in parts
+            ]
             self.lines.append(f"{', '.join(names)} = {expression.text}")
         else:
             node = item.defines[0]

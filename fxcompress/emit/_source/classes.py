@@ -58,7 +58,8 @@ class _Draft:
 
     def key(self) -> tuple[Any, ...]:
         """Return what must be equal for two modules to share a class."""
-        origin = self.unit.region.origin if self.unit.region else ""
+        # What is never called has no class of the original: its name says what it is.
+        origin = self.unit.region.origin if self.unit.region else self.unit.name
         body = self.body
         forward = (tuple(body.parameters), tuple(body.lines), body.result) if body else None
         kinds = tuple(type(literal.value).__name__ for literal in self.literals.found)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 from fxcompress.emit._source.literals import Literals, literal_text
@@ -39,6 +42,14 @@ _METHODS: Final = frozenset(
      "swapaxes", "movedim", "index_select", "type_as", "argmax"}
 )  # fmt: skip
 _SPREAD: Final = frozenset({"reshape", "view", "permute", "expand", "repeat", "new_zeros"})
+# The signature of a function written in C++ cannot be asked for.
+_BUILTIN_DEFAULTS: Final[Mapping[Any, Mapping[str, Any]]] = {
+    F.scaled_dot_product_attention: {
+        "attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None,
+        "enable_gqa": False,
+    },
+    F.gelu: {"approximate": "none"},
+}  # fmt: skip
 _KNOWN: Final = ("torch.", "operator.", "math.", "builtins.")
 # builtins whose name in `from torch import x` forms is an operator's
 _OPERATOR_MODULES: Final = frozenset({"_operator", "operator"})
@@ -60,6 +71,22 @@ class Expression:
 def join(parts: list[str], *, single: bool = False) -> str:
     """Return parts as a tuple's inside."""
     return f"{parts[0]}," if single and len(parts) == 1 else ", ".join(parts)
+
+
+@cache
+def _defaults(function: Callable[..., Any]) -> Mapping[str, Any]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return _BUILTIN_DEFAULTS.get(function, {})
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _is_default(function: Any, name: str, value: Any) -> bool:
+    default = _defaults(function).get(name, ...)
+    if isinstance(value, (fx.Node, list)) or type(value) is not type(default):
+        return False
+    return bool(value == default)
 
 
 class Speller:
@@ -97,13 +124,19 @@ class Speller:
         if node.target is getattr:
             owner = self._of(node.args[0])
             return Expression(f"{owner.at(ATOM)}.{node.args[1]}", ATOM, owner.depth)
-        return self.call(self._qualified(node), node.args, node.kwargs)
+        kwargs = {k: v for k, v in node.kwargs.items() if not _is_default(node.target, k, v)}
+        return self.call(self._qualified(node), node.args, kwargs)
 
     def call(
-        self, callee: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], receiver: int = 0
+        self,
+        callee: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        receiver: int = 0,
+        name: str = "value",
     ) -> Expression:
-        """Return a call."""
-        parts = [self._of(arg) for arg in args]
+        """Return a call; `receiver` is how deep a method's owner is, `name` is for its literals."""
+        parts = [self._of(arg, name) for arg in args]
         named = [(key, self._keyword(key, value)) for key, value in kwargs.items()]
         kept = [(key, value) for key, value in named if value is not None]
         inside = [part.text for part in parts] + [f"{key}={value.text}" for key, value in kept]
@@ -147,7 +180,8 @@ class Speller:
                 )
         if name in _SPREAD and len(rest) == 1 and isinstance(rest[0], (tuple, list)) and rest[0]:
             rest = tuple(rest[0])
-        return self.call(f"{owner.at(ATOM)}.{name}", rest, kwargs, owner.depth - 1)
+        what = "size" if name in _SPREAD else name
+        return self.call(f"{owner.at(ATOM)}.{name}", rest, kwargs, owner.depth - 1, what)
 
     def _qualified(self, node: fx.Node) -> str:
         if isinstance(node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
@@ -197,7 +231,7 @@ class Speller:
 
     def _index(self, index: Any) -> str:
         if isinstance(index, tuple) and index:
-            return join([self._index_part(part) for part in index], single=True)
+            return ", ".join(self._index_part(part) for part in index)
         return self._index_part(index)
 
     def _index_part(self, part: Any) -> str:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-__all__ = ["Region", "dimension", "find_regions"]
+from fxcompress.ir.ops import is_scalar
+
+__all__ = ["Region", "dimension", "find_regions", "localize_scalars"]
 
 _TRIVIAL = 3
 
@@ -77,7 +79,29 @@ def find_regions(graph: fx.Graph, symbols: Mapping[str, str]) -> Region:
             for node, chain in chains.items()
         }
     _find_inputs(root, symbols)
+    (output,) = graph.find_nodes(op="output")
+    _find_outputs(root, set(output.all_input_nodes))
     return root
+
+
+def localize_scalars(graph: fx.Graph) -> None:
+    """Copy arithmetic on sizes to each module that uses it, so that no call returns a number."""
+    for node in reversed(list(graph.nodes)):
+        if node.op != "call_function" or not is_scalar(node):
+            continue
+        by_scope: dict[tuple[tuple[str, str], ...], list[fx.Node]] = defaultdict(list)
+        for user in node.users:
+            by_scope[tuple(user.meta.get("scope") or ())].append(user)
+        for scope, users in by_scope.items():
+            if scope == tuple(node.meta.get("scope") or ()) or users[0].op == "output":
+                continue
+            with graph.inserting_before(users[0]):
+                copied = graph.node_copy(node, lambda n: n)
+            copied.meta = {**node.meta, "scope": scope}
+            for user in users:
+                user.replace_input_with(node, copied)
+        if not node.users:
+            graph.erase_node(node)
 
 
 def _chains(nodes: Sequence[fx.Node]) -> dict[fx.Node, tuple[str, ...]]:
@@ -219,9 +243,24 @@ def _find_inputs(region: Region, symbols: Mapping[str, str]) -> None:
     region.inputs = [
         n for n in found if not (n.op == "get_attr" and str(n.target).startswith(prefix))
     ]
-    region.outputs = [n for n in region.nodes() if any(user not in inside for user in n.users)]
     if region.path:
         _derive_sizes(region, symbols)
+
+
+def _find_outputs(region: Region, wanted: set[fx.Node]) -> None:
+    """Keep what others read; a size that they find out by themselves is not given to them.
+
+    Args:
+        region: Where to look.
+        wanted: What the surroundings of the region read of it.
+    """
+    read = set(wanted)
+    for item in region.items:
+        read.update(item.inputs if isinstance(item, Region) else item.all_input_nodes)
+    region.outputs = [node for node in region.nodes() if node in wanted]
+    for item in region.items:
+        if isinstance(item, Region):
+            _find_outputs(item, read)
 
 
 def _derive_sizes(region: Region, symbols: Mapping[str, str]) -> None:

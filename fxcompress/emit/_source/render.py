@@ -10,7 +10,7 @@ from typing import Any, Final
 import jinja2
 
 from fxcompress.emit._source.classes import ClassSource
-from fxcompress.emit._source.layout import WIDTH, wrap
+from fxcompress.emit._source.layout import WIDTH, space_slices, wrap
 
 __all__ = ["render"]
 
@@ -117,8 +117,8 @@ def _forward(cls: ClassSource) -> list[str]:
     lines = _header(f"def forward(self{parameters}) -> {_result_type(cls.result)}:")
     for line in cls.body:
         inner = len(line) - len(line.lstrip())
-        lines.extend(wrap(line.lstrip(), 8 + inner))
-    lines.extend(wrap(f"return {cls.result}", 8))
+        lines.extend(wrap(space_slices(line.lstrip()), 8 + inner))
+    lines.extend(wrap(space_slices(f"return {cls.result}"), 8))
     return lines
 
 

@@ -169,7 +169,8 @@ def _kind(unit: Unit) -> Kind:
     if not names or unit.parameters or unit.buffers:
         return "class"
     if unit.region is not None:
-        stock = unit.region.origin.rpartition(".")[2] == "Sequential"
+        # Subclasses of nn.Sequential have numbered children too.
+        stock = unit.region.origin.rpartition(".")[2] == "Sequential" or names[0].isdigit()
         return "sequential" if unit.path and stock and _is_chain(unit, unit.region) else "class"
     if numbered:
         return "list"
