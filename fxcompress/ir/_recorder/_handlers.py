@@ -28,13 +28,15 @@ def find(func: Callable[..., Any]) -> Handler | None:
 
 
 def _property(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    result = func(*args, **kwargs)
     descriptor = func.__self__
-    if descriptor is torch.Tensor.shape:
-        recorder.writer.asked(args[0], result)
-        return result
-    if not isinstance(result, torch.Tensor):
-        return result
+    if descriptor not in _PROPERTIES:
+        result = func(*args, **kwargs)
+        if descriptor is torch.Tensor.shape:
+            recorder.writer.asked(args[0], result)
+        if not isinstance(result, torch.Tensor):
+            return result
+    else:
+        result = recorder.fake(func, args, kwargs)
     method = _PROPERTIES.get(descriptor)
     if method is None:
         name = getattr(descriptor, "__name__", "attribute")
@@ -119,7 +121,7 @@ def _iterate(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[
 def _constant(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if _symbolic((args, kwargs)):
         return _from_sizes(recorder, func, args, kwargs)
-    result = func(*args, **kwargs)
+    result = recorder.fake(func, args, kwargs)
     if args and result is args[0]:
         return result
     if any(isinstance(a, torch.Tensor) for a in args):
@@ -171,7 +173,7 @@ def _write_always(
     named = {**dict(zip(("input", "p", "training", "inplace"), args, strict=False)), **kwargs}
     tensor = named.pop("input")
     in_place = named.pop("inplace", False)
-    result = torch.empty_like(tensor)
+    result = recorder.fake(torch.empty_like, (tensor,), {})
     node = recorder.write(func, (tensor,), named, result)
     if in_place:
         from fxcompress.ir._recorder._mutation import store

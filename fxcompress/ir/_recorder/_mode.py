@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from fxcompress.errors import CaptureError
 from fxcompress.ir._recorder import _handlers
 from fxcompress.ir._recorder._constants import evaluate_constant, evaluate_size
-from fxcompress.ir._recorder._fake import run_fake
+from fxcompress.ir._recorder._fake import Transcript, quick_result, run_fake
 from fxcompress.ir._recorder._mutation import apply_mutation, is_mutation, scatter_of, store
 from fxcompress.ir._recorder._sizes import Sizes, SizeWriter
 from fxcompress.ir._recorder._source import current_place, full_place, short_place
@@ -34,16 +34,24 @@ class Recorder(TorchFunctionMode):
         state: The model's tensors.
         stand_ins: `id(real tensor)` -> fake tensor.
         sizes: The symbols of the dynamic sizes.
+        transcript: Results of fake calls, shared by the recordings of both modes.
         training: Whether the model is recorded in training mode.
     """
 
     def __init__(
-        self, state: ModelState, stand_ins: Mapping[int, Any], sizes: Sizes, *, training: bool
+        self,
+        state: ModelState,
+        stand_ins: Mapping[int, Any],
+        sizes: Sizes,
+        transcript: Transcript,
+        *,
+        training: bool,
     ) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.state = state
         self.sizes = sizes
+        self.transcript = transcript
         self.training = training
         self.values = Values()
         self.scope: Scope = ()
@@ -73,11 +81,15 @@ class Recorder(TorchFunctionMode):
         """Run a call on fake tensors and write it, unless its result is an operand unchanged."""
         if is_mutation(func, args, kwargs):
             return apply_mutation(self, func, args, kwargs)
-        result = run_fake(func, args, kwargs)
+        result = self.fake(func, args, kwargs)
         if self.is_unchanged(result, args):
             return result
         self.write(func, args, kwargs, result)
         return result
+
+    def fake(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call on fake tensors, or take its result from the other mode's recording."""
+        return self.transcript.result(func, args, kwargs, lambda: run_fake(func, args, kwargs))
 
     def is_unchanged(self, result: Any, args: tuple[Any, ...]) -> bool:
         """Whether a call returned its first operand, or nothing that a graph can hold."""
@@ -218,17 +230,34 @@ class Recorder(TorchFunctionMode):
             return slice(self.lower(value.start), self.lower(value.stop), self.lower(value.step))
         return value
 
-    def leaf(self, path: str, module: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
-        """Write the call of a leaf module that gave `result`; return what the model goes on with."""
-        node = self.emit(path, args, kwargs, result, op="call_module")
-        first = args[0] if args else next(iter(kwargs.values()), None)
-        if isinstance(result, torch.Tensor) and result is first:
-            if getattr(module, "inplace", False) is True:
-                return store(self, result, node)
-            # Dropout in evaluation returns its operand; in training it does not. The two values
-            # must be two objects, or what reads the operand later would read the result.
+    def leaf(
+        self,
+        path: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        forward: Callable[[], Any],
+    ) -> Any:
+        """Run a leaf module, write its call, and return its result."""
+        in_place = getattr(module, "inplace", False) is True
+
+        def compute() -> Any:
             with torch._C.DisableTorchFunction():
-                result = result.view_as(result)
+                result = quick_result(module, args, kwargs)
+                if result is None:
+                    result = run_fake(forward, (), {})
+                first = args[0] if args else None
+                if isinstance(result, torch.Tensor) and result is first and not in_place:
+                    # Dropout in evaluation returns its operand; in training it does not. The two
+                    # values must be two objects, or what reads the operand later would read the
+                    # result.
+                    result = result.view_as(result)
+            return result
+
+        result = self.transcript.result(path, args, kwargs, compute)
+        node = self.emit(path, args, kwargs, result, op="call_module")
+        if in_place and args and result is args[0]:
+            return store(self, result, node)
         self.define(result, node)
         return result
 

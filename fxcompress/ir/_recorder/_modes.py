@@ -11,10 +11,11 @@ from torch import nn
 from fxcompress.errors import CaptureError
 from fxcompress.ir._recorder._clean import clean, remove_dead
 from fxcompress.ir._recorder._gradients import settle_gradients
+from fxcompress.ir._recorder._fake import Transcript
 from fxcompress.ir._recorder._guards import assumptions
 from fxcompress.ir._recorder._inputs import BoundCall
 from fxcompress.ir._recorder._merge import Difference, drop_inactive, merge_modes
-from fxcompress.ir._recorder._record import Recording, record_model
+from fxcompress.ir._recorder._record import Recording, fake_inputs, record_model
 from fxcompress.ir._recorder._sizes import Sizes
 from fxcompress.ir._recorder._state import ModelState
 from fxcompress.ir._recorder._stochastic import find_stochastic_leaves
@@ -47,11 +48,13 @@ def record_both(
         CaptureError: It cannot be recorded in evaluation mode.
     """
     stochastic = find_stochastic_leaves(model)
+    transcript = Transcript()
+    fakes = fake_inputs(call, sizes)
 
     def one(training: bool) -> Recording:
         recording = record_model(
-            model, state, call, sizes, dict(stand_ins), training=training, opaque=opaque,
-            stochastic=stochastic,
+            model, state, call, sizes, dict(stand_ins), transcript, fakes, training=training,
+            opaque=opaque, stochastic=stochastic,
         )  # fmt: skip
         graph, leaves = recording.graph, recording.leaves
         remove_dead(graph)
@@ -64,6 +67,7 @@ def record_both(
     evaluated = one(False)
     dual = DualRecording(evaluated, trains=True)
     try:
+        transcript.rewind()
         trained = one(True)
         leaves = {**trained.leaves, **evaluated.leaves}
         merge_modes(evaluated.graph, trained.graph, leaves, model)

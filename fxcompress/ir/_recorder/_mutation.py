@@ -9,7 +9,6 @@ import torch
 from torch import fx
 
 from fxcompress.errors import CaptureError
-from fxcompress.ir._recorder._fake import run_fake
 from fxcompress.ir._recorder._source import current_place, full_place
 from fxcompress.ir._recorder._spelling import is_method
 
@@ -94,7 +93,7 @@ def _change(
 ) -> torch.Tensor:
     from fxcompress.ir._recorder._spelling import spell
 
-    result = run_fake(func, args, kwargs)
+    result = recorder.fake(func, args, kwargs)
     spelled, positional, named = spell(func, args, kwargs)
     node = recorder.emit(spelled, positional, named, result)
     if result.dtype != target.dtype:

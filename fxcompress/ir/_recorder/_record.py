@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError, FxCompressError
 from fxcompress.ir._copying import copy_tree
+from fxcompress.ir._recorder._fake import Transcript
 from fxcompress.ir._recorder._guards import check_still_dynamic
 from fxcompress.ir._recorder._inputs import BoundCall
 from fxcompress.ir._recorder._mode import Recorder
@@ -25,7 +26,7 @@ from fxcompress.ir._recorder._source import full_place, place_of_error
 from fxcompress.ir._recorder._state import ModelState
 from fxcompress.ir._recorder._trees import register_trees
 
-__all__ = ["Recording", "record_model", "untouched_random_state"]
+__all__ = ["Recording", "fake_inputs", "record_model", "untouched_random_state"]
 
 
 @dataclass
@@ -60,6 +61,8 @@ def record_model(
     call: BoundCall,
     sizes: Sizes,
     stand_ins: dict[int, Any],
+    transcript: Transcript,
+    fakes: list[torch.Tensor],
     *,
     training: bool,
     opaque: tuple[str, ...] = (),
@@ -72,9 +75,8 @@ def record_model(
     """
     twin = copy_tree(model, stand_ins)
     twin.train(training) if training else twin.eval()
-    recorder = Recorder(state, stand_ins, sizes, training=training)
+    recorder = Recorder(state, stand_ins, sizes, transcript, training=training)
     follower = ModuleFollower(recorder, twin, opaque, stochastic or {})
-    fakes = _fake_inputs(call, sizes)
     for tensor, fake in zip(call.inputs, fakes, strict=True):
         node = recorder.graph.placeholder(tensor.name)
         node.meta.update(val=fake, scope=(), source=None)
@@ -109,7 +111,8 @@ def record_model(
     )
 
 
-def _fake_inputs(call: BoundCall, sizes: Sizes) -> list[torch.Tensor]:
+def fake_inputs(call: BoundCall, sizes: Sizes) -> list[torch.Tensor]:
+    """Return the inputs of a recording: tensors without data, their dynamic sizes symbols."""
     fakes = []
     with sizes.fake_mode:
         for tensor, example in zip(call.inputs, call.examples, strict=True):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from fxcompress.ir._recorder._fake import run_fake
 from fxcompress.ir.modules import is_stock, qualified_class
 
 if TYPE_CHECKING:
@@ -104,19 +103,17 @@ class ModuleFollower:
         return any(fnmatchcase(path, pattern) for pattern in self._opaque)
 
     def _leaf(self, original: Any, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        with torch._C.DisableTorchFunction():
-            result = run_fake(original, (module, *args), kwargs)
         if isinstance(module, nn.Identity):
-            return result
+            return original(module, *args, **kwargs)
         self.leaves.setdefault(path, module)
-        return self.recorder.leaf(path, module, args, kwargs, result)
+        return self.recorder.leaf(
+            path, module, args, kwargs, lambda: original(module, *args, **kwargs)
+        )
 
     def _stochastic_leaf(self, path: str, stock: nn.Module, args: Any, kwargs: Any) -> Any:
         operand = args[0] if args else next(iter(kwargs.values()))
-        with torch._C.DisableTorchFunction():
-            result = torch.empty_like(operand)
         self.leaves.setdefault(path, stock)
-        return self.recorder.leaf(path, stock, (operand,), {}, result)
+        return self.recorder.leaf(path, stock, (operand,), {}, lambda: torch.empty_like(operand))
 
 
 def is_leaf(module: nn.Module) -> bool:

@@ -46,7 +46,7 @@ def is_method(func: Callable[..., Any]) -> bool:
     """Whether `func` is a method of `torch.Tensor`."""
     if getattr(func, "__objclass__", None) is not None:
         return True
-    return str(getattr(func, "__qualname__", "")).startswith("Tensor.")
+    return str(getattr(func, "__qualname__", "")).startswith(("Tensor.", "TensorBase."))
 
 
 def _canonical_function(func: Callable[..., Any]) -> Callable[..., Any]:
