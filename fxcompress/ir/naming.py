@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from fxcompress.ir.ops import op_name
 from torch import fx
+
+from fxcompress.ir.ops import op_name
 
 if TYPE_CHECKING:
     from fxcompress.ir.program import Program

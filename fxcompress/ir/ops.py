@@ -7,9 +7,10 @@ from functools import cache
 from typing import Any, Final
 
 import torch
+from torch import fx, nn
+
 from fxcompress.ir._optable import ROWS, Attr, Kind, Op
 from fxcompress.ir.modules import describe, is_stock, qualified_class
-from torch import fx, nn
 
 __all__ = [
     "Attr",

@@ -8,7 +8,8 @@ _CONV = "input weight bias=None | stride=1 padding=0 dilation=1 groups=1"
 _DECONV = "input weight bias=None | stride=1 padding=0 output_padding=0 groups=1 dilation=1"
 
 ROWS = (
-    row("linear", "linear", "input weight bias=None", nn="Linear fxcompress.nn.OperandLinear", fn="F",
+    row("linear", "linear", "input weight bias=None", fn="F",
+        nn="Linear fxcompress.nn.OperandLinear",
         aten="_linear_nobias"),
     row("bilinear", "linear", "input1 input2 weight bias=None", nn="Bilinear", fn="F torch"),
     row("conv1d", "linear", _CONV, nn="Conv1d fxcompress.nn.OperandConv1d",
