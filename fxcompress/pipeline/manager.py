@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -143,6 +144,9 @@ class _Run:
             program = applied.program
             record = record.model_copy(update={"passes": (*record.passes, applied.record)})
             self._keep(index, applied, record)
+            del applied
+            # Graphs hold themselves in cycles: without this, every pass's weights would stay.
+            gc.collect()
         if lock is not None:
             # A replayed decision reads no data; what it was made from stays on record.
             made = made.model_copy(update={"data": lock.data})
