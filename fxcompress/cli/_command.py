@@ -58,7 +58,8 @@ def emits(function: Callable[..., Outcome]) -> Callable[..., int]:
 
     @functools.wraps(function)
     def run(*args: Any, format: str = "text", **kwargs: Any) -> int:
-        name = click.get_current_context().command.name or ""
+        context = click.get_current_context()
+        name = context.info_name or "" if context else ""
         if format == "text":
             outcome = function(*args, **kwargs)
             _print(outcome.text)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from fxcompress.ir import Program
-    from fxcompress.pipeline import Plan
+    from fxcompress.pipeline.plans import Change
+    from fxcompress.rewrite.edits import Declined
 
 __all__ = ["command"]
 
@@ -35,38 +36,32 @@ def command(spec: Path, node: str, overrides: Sequence[str]) -> Outcome:
     from fxcompress.cli._specs import is_run
 
     if is_run(spec):
-        from fxcompress.cli._specs import load_programs
-
-        record, program, result = load_programs(spec)
-        history = [
-            _step(
-                each.index,
-                each.id,
-                [edit.model_dump(mode="json") for edit in each.edits],
-                [refusal.model_dump(mode="json") for refusal in each.declined],
-                node,
-            )
-            for each in record.passes
-        ]
-        programs = (program, result)
+        programs, history = _done(spec, node)
     else:
-        program, plan = _planned(spec, overrides)
-        history = [
-            _step(
-                each.index,
-                each.id,
-                [change.model_dump(mode="json") for change in each.changes],
-                [refusal.model_dump(mode="json") for refusal in each.declined],
-                node,
-            )
-            for each in plan.steps
-        ]
-        programs = (program,)
+        programs, history = _planned(spec, overrides, node)
     found = _find(programs, node, history)
     return Outcome(_text(node, found, history), {"node": node, **found, "passes": history})
 
 
-def _planned(path: Path, overrides: Sequence[str]) -> tuple[Program, Plan]:
+def _done(run: Path, node: str) -> tuple[list[Program], list[dict[str, Any]]]:
+    """Return a run's Programs and what each pass did."""
+    from fxcompress.cli._specs import load_programs
+    from fxcompress.ir import node_ids
+    from fxcompress.pipeline._changes import changes
+
+    record, original, result = load_programs(run)
+    order = dict.fromkeys(name for p in (original, result) for name in node_ids(p).values())
+    history = [
+        _step(each.index, each.id, changes(each.edits, order), each.declined, node)
+        for each in record.passes
+    ]
+    return [original, result], history
+
+
+def _planned(
+    path: Path, overrides: Sequence[str], node: str
+) -> tuple[list[Program], list[dict[str, Any]]]:
+    """Return a spec's Program and what each pass would do."""
     from fxcompress.cli._progress import working
     from fxcompress.spec import Spec
 
@@ -75,33 +70,26 @@ def _planned(path: Path, overrides: Sequence[str]) -> tuple[Program, Plan]:
 
     with working("planning"):
         job = prepare(spec)
-        return job.program, job.plan()
+        plan = job.plan()
+    history = [_step(each.index, each.id, each.changes, each.declined, node) for each in plan.steps]
+    return [job.program], history
 
 
 def _step(
-    index: int,
-    step_id: str,
-    changes: Sequence[Mapping[str, Any]],
-    declined: Sequence[Mapping[str, Any]],
-    node: str,
+    index: int, step_id: str, changes: Sequence[Change], declined: Sequence[Declined], node: str
 ) -> dict[str, Any]:
     """Return what one pass does to a node: the changes and refusals that name it."""
+    named = {node, *(f"{node}.{name}" for name in ("weight", "bias"))}
     return {
         "index": index,
         "id": step_id,
-        "changes": [dict(each) for each in changes if _names(each, node)],
-        "declined": [dict(each) for each in declined if _names(each, node)],
+        "changes": [each.model_dump(mode="json") for each in changes if each.subject in named],
+        "declined": [
+            each.model_dump(mode="json")
+            for each in declined
+            if node in (each.node, *each.because_of)
+        ],
     }
-
-
-def _names(entry: Mapping[str, Any], node: str) -> bool:
-    """Whether an edit, change or refusal is about a node or a tensor of its module."""
-    texts = [value for key, value in entry.items() if key in _SUBJECTS]
-    texts = [name for value in texts for name in (value if isinstance(value, list) else [value])]
-    return any(name == node or str(name).startswith(f"{node}.") for name in texts)
-
-
-_SUBJECTS = {"subject", "node", "nodes", "id", "name", "path", "tensor"}
 
 
 def _find(
@@ -137,7 +125,7 @@ def _described(program: Program, node: Node, ids: Mapping[Node, str]) -> dict[st
     return {
         "op": op_name(node),
         "attributes": {key: str(each) for key, each in attributes(node).items()},
-        "type": "" if value is None else type_text(value),
+        "type": "" if value is None else type_text(value, program),
         "scope": [f"{path or '.'}: {kind}" for path, kind in node.meta.get("scope") or ()],
         "source": node.meta.get("source"),
         "inputs": [ids[each] for each in node.all_input_nodes],
@@ -165,16 +153,9 @@ def _text(name: str, found: Mapping[str, Any], history: Sequence[Mapping[str, An
         lines.extend(f"  in {scope}" for scope in found["scope"])
     for step in history:
         lines.append(f"{step['index']} {step['id']}")
-        lines.extend(f"  {_line(entry)}" for entry in step["changes"])
+        for each in step["changes"]:
+            lines.append(f"  {each['sign']} {each['subject']}  {each['text']}".rstrip())
         lines.extend(f"  ! skipped: {entry['reason']}" for entry in step["declined"])
         if not step["changes"] and not step["declined"]:
             lines.append("  leaves it as it is")
     return "\n".join(lines)
-
-
-def _line(entry: Mapping[str, Any]) -> str:
-    """Return a planned change or a recorded edit as a line."""
-    if "sign" in entry:
-        return f"{entry['sign']} {entry['subject']}  {entry['text']}".rstrip()
-    rest = (f"{key}={value}" for key, value in entry.items() if key != "kind" and value)
-    return f"{entry.get('kind', 'edit')}: {', '.join(rest)}"

@@ -60,6 +60,7 @@ def _checked(path: Path, *, update: bool) -> tuple[str, str]:
     try:
         written = golden.check(golden_text(result.program), Update.ALL if update else None)
     except GoldenError as error:
+        error.hint = f"if it is meant: fxcompress golden {path} --update, and say why in the commit"
         return "differs", f"{path}: {error}"
     if written:
         return "written", f"{path}: wrote {golden.path}"

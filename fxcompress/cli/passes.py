@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -105,10 +106,10 @@ def _references(value: Any) -> list[str]:
     return []
 
 
-def _type(value: dict[str, Any], root: dict[str, Any]) -> str:
+def _type(value: Mapping[str, Any], root: Mapping[str, Any]) -> str:
     """Return a type in words: `integer`, `list of text`, `per_tensor | per_channel`."""
     if "$ref" in value:
-        target = root["$defs"][value["$ref"].rpartition("/")[2]]
+        target: dict[str, Any] = root["$defs"][value["$ref"].rpartition("/")[2]]
         return "block" if "properties" in target else _type(target, root)
     if "enum" in value:
         return " | ".join(map(str, value["enum"]))
@@ -122,9 +123,8 @@ def _type(value: dict[str, Any], root: dict[str, Any]) -> str:
         return f"list of {_type(value.get('items', {}), root)}"
     if value.get("examples"):
         return f"text like {value['examples'][0]}"
-    return {"string": "text", "object": "mapping"}.get(
-        value.get("type", ""), value.get("type", "any")
-    )
+    kind = str(value.get("type", "any"))
+    return {"string": "text", "object": "mapping"}.get(kind, kind)
 
 
 def _shown(default: Any) -> str:
