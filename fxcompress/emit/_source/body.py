@@ -331,7 +331,7 @@ class _Writer:
             node = item.nodes[place][0]
             size = dimension(node, self.symbols)
             assert size is not None, "only dynamic sizes are collected"
-            if size not in self.sizes:
+            if size in self._sizes_read() and size not in self.sizes:
                 name = fresh(identifier(size), self.taken)
                 self.bind(node, name)
                 wanted.append((place, name))
@@ -342,6 +342,11 @@ class _Writer:
             self.lines.append(f"{names} = {tensor}.shape{end}")
             return
         self.lines.extend(f"{name} = {tensor}.shape[{place}]" for place, name in wanted)
+
+    def _sizes_read(self) -> set[str]:
+        """Return the sizes that any statement reads: modules inside find out theirs alone."""
+        sizes = (dimension(node, self.symbols) for node in self.counts)
+        return {size for size in sizes if size is not None}
 
     def _write_loop(self, index: int, item: Loop) -> None:
         uses = list(item.uses)
@@ -368,13 +373,7 @@ class _Writer:
         prefix = f"{self.unit.path}." if self.unit.path else ""
         unit, text = self.unit, "self"
         for part in path.removeprefix(prefix).split("."):
-            if unit.kind in ("list", "sequential"):
-                text = f"{text}[{list(unit.children).index(part)}]"
-            elif unit.kind == "dict":
-                text = f'{text}["{part}"]'
-            else:
-                plain = part.isidentifier()
-                text = f"{text}.{part}" if plain else f'{text}.get_submodule("{part}")'
+            text += unit.step(part)
             unit = unit.children.get(part, unit)
         return text
 

@@ -74,6 +74,7 @@ class ClassSource:
     """
 
     name: str
+    base: str
     doc: str
     arguments: list[tuple[str, str]]
     constructor: list[str]
@@ -131,6 +132,8 @@ class _Classes:
         children = [
             (name, self._piece(child, literals, name)) for name, child in unit.children.items()
         ]
+        for name, child in unit.children.items():
+            children += self._added(child, literals, f"self{unit.step(name)}")
         tensors = [*self._parameters(unit, literals), *self._buffers(unit, literals)]
         body = None
         if root_body is not None:
@@ -138,6 +141,16 @@ class _Classes:
         elif unit.region is not None:
             body = write_body(unit, unit.region, self.symbols, literals)
         return _Draft(unit, literals, children, tensors, body)
+
+    def _added(self, unit: Unit, literals: Literals, place: str) -> Iterable[tuple[str, _Piece]]:
+        """Yield the modules that leaves were given, and where: `self.bn.act`."""
+        if unit.kind == "class":
+            return
+        for name, child in unit.children.items():
+            inner = f"{place}{unit.step(name)}"
+            if unit.kind == "leaf":
+                yield inner, self._piece(child, literals, name)
+            yield from self._added(child, literals, inner)
 
     def _piece(self, unit: Unit, literals: Literals, owner: str) -> _Piece:
         if unit.leaf is not None:
@@ -197,7 +210,7 @@ class _Classes:
         for attribute, _ in draft.children:
             other = f"{base}With{camel(attribute)}"
             new = not any(line.startswith(f"self.{attribute} =") for line in known)
-            if new and not attribute.isdigit() and other not in self.names:
+            if new and attribute.isidentifier() and other not in self.names:
                 return other
         count = 2
         while f"{base}{count}" in self.names:
@@ -290,14 +303,25 @@ def _source(name: str, group: Sequence[_Draft], columns: Sequence[_Column]) -> C
         column = columns[number]
         return literal_text(column.values[0]) if column.name is None else f"self.{column.name}"
 
-    constructor = [f"self.{argument} = {argument}" for argument in kept]
-    constructor += [_assign(a, _piece_text(piece, columns)) for a, piece in draft.children]
+    texts = [(name, _piece_text(piece, columns)) for name, piece in draft.children]
+    made_children = [(name, text) for name, text in texts if not name.startswith("self")]
+    start = "super().__init__()"
+    if draft.unit.base == "nn.ModuleList":
+        start = f"super().__init__([{', '.join(text for _, text in made_children)}])"
+    elif draft.unit.base == "nn.ModuleDict":
+        pairs = ", ".join(f'"{name}": {text}' for name, text in made_children)
+        start = f"super().__init__({{{pairs}}})"
+    constructor = [start, *(f"self.{argument} = {argument}" for argument in kept)]
+    if draft.unit.base == "nn.Module":
+        constructor += [_assign(name, text) for name, text in made_children]
+    constructor += [f"{name} = {text}" for name, text in texts if name.startswith("self")]
     for attribute, text in draft.tensors:
         made = fill(text, inside)
         constructor.append(made if made.startswith("self.") else f"self.{attribute} = {made}")
     body = draft.body
     return ClassSource(
         name,
+        draft.unit.base,
         _doc([d.unit for d in group]),
         [(n, _annotation(columns, n)) for n, _ in _arguments(columns, 0)],
         constructor,

@@ -156,9 +156,23 @@ def merge_weights(module: fx.GraphModule) -> None:
                 _merge(module, node, layer, stored)
             else:
                 _write_call(module, node, layer)
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            _broadcast_scale(module.get_submodule(str(node.target)), node)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
+
+
+def _broadcast_scale(quantizer: nn.Module, node: fx.Node) -> None:
+    """Give scales per channel the shape that broadcasts against the activation."""
+    if not isinstance(quantizer, FakeQuantize) or quantizer.axis is None:
+        return
+    if quantizer.scale.dim() == 1:
+        shape = [1] * node.meta["val"].dim()
+        shape[quantizer.axis] = -1
+        quantizer.scale = quantizer.scale.reshape(shape)
+        quantizer.zero_point = quantizer.zero_point.reshape(shape)
 
 
 def _stored(module: fx.GraphModule, weight: Any) -> IntegerWeight | None:

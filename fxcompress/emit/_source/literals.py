@@ -9,8 +9,9 @@ from typing import Any, Final
 
 __all__ = ["Literal", "Literals", "fill", "holes", "literal_text", "visible_length"]
 
-_HOLE: Final = re.compile("\x01(\\d+)\x02")
-_TYPICAL_WIDTH: Final = 3
+_HOLE: Final = re.compile("\x01(\\d+)(f?)\x02")
+# About how wide a literal is: 64, 0.08838834764831845.
+_WIDTHS: Final = {"": 3, "f": 10}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Literals:
     def hole(self, value: Any, owner: str = "", name: str = "value") -> str:
         """Return the text that stands for a literal until it is filled in."""
         self.found.append(Literal(value, owner, name))
-        return f"\x01{len(self.found) - 1}\x02"
+        kind = "f" if isinstance(value, float) else ""
+        return f"\x01{len(self.found) - 1}{kind}\x02"
 
     def mark(self) -> int:
         """Return where the literals end now, for `forget`."""
@@ -44,7 +46,7 @@ class Literals:
 
 def holes(text: str) -> list[int]:
     """Return the numbers of the holes in a text."""
-    return [int(number) for number in _HOLE.findall(text)]
+    return [int(number) for number, _ in _HOLE.findall(text)]
 
 
 def fill(text: str, values: Sequence[str] | Callable[[int], str]) -> str:
@@ -55,7 +57,7 @@ def fill(text: str, values: Sequence[str] | Callable[[int], str]) -> str:
 
 def visible_length(text: str) -> int:
     """Return about how long a text will be; the same for texts that differ in literals only."""
-    return len(_HOLE.sub("0" * _TYPICAL_WIDTH, text))
+    return len(_HOLE.sub(lambda match: "0" * _WIDTHS[match[2]], text))
 
 
 def literal_text(value: Any) -> str:

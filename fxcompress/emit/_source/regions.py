@@ -145,6 +145,8 @@ def _refused(chains: dict[fx.Node, tuple[str, ...]]) -> set[str]:
             around[path].add(chain[:depth])
             members[path].append(node)
     refused = {path for path, chains_above in around.items() if len(chains_above) > 1}
+    # A normalisation that holds its activation is a leaf, and the activation is called beside it.
+    refused.update(str(node.target) for node in chains if node.op == "call_module")
     for path, inside in members.items():
         prefix = f"{path}."
         called = [str(n.target) for n in inside if n.op == "call_module"]

@@ -83,11 +83,11 @@ def _constants(constants: Mapping[str, str]) -> list[str]:
 def _view(cls: ClassSource) -> dict[str, str]:
     arguments = "".join(f", {name}: {annotation}" for name, annotation in cls.arguments)
     constructor = [*_header(f"def __init__(self{arguments}) -> None:")]
-    constructor.append("        super().__init__()")
     for line in cls.constructor:
         constructor.extend(wrap(line, 8))
     return {
         "name": cls.name,
+        "base": cls.base,
         "doc": _doc(cls.doc),
         "constructor": "\n".join(constructor),
         "forward": "\n".join(_forward(cls)),

@@ -51,7 +51,7 @@ class Unit:
         region: What its `forward` computes; None for what is never called as a whole.
         parameters: Its own parameters, by name.
         buffers: Its own buffers, by name, and whether its state dict holds them.
-        leaf: Of a leaf.
+        leaf: Of a leaf. Its children are modules that were added to it and are called apart.
     """
 
     path: str
@@ -66,6 +66,24 @@ class Unit:
     def name(self) -> str:
         """The last part of the path."""
         return self.path.rpartition(".")[2]
+
+    @property
+    def base(self) -> str:
+        """The class of torch.nn that a class of its own extends: numbers are no attributes."""
+        names = list(self.children)
+        if not names or not all(name.isdigit() for name in names):
+            return "nn.Module"
+        in_order = names == [str(i) for i in range(len(names))]
+        return "nn.ModuleList" if in_order else "nn.ModuleDict"
+
+    def step(self, name: str) -> str:
+        """Return how a child or tensor is reached from here: `.conv`, `[0]`, `["2"]`."""
+        numbered = self.kind == "class" and name.isdigit()
+        if self.kind in ("list", "sequential") or (numbered and self.base == "nn.ModuleList"):
+            return f"[{list(self.children).index(name)}]"
+        if self.kind == "dict" or numbered:
+            return f'["{name}"]'
+        return f".{name}" if _is_attribute(name) else f'.get_submodule("{name}")'
 
     def find(self, path: str) -> list[Unit]:
         """Return the units on the way to `path`, which is relative to this one."""
@@ -147,13 +165,14 @@ def _build(
     unit = Unit(path, region=regions.get(path))
     if path in leaves:
         unit.kind, unit.leaf = "leaf", _describe(module, path)
-        return unit
     prefix = f"{path}." if path else ""
     for name, child in module._modules.items():
         here = f"{prefix}{name}"
         used = here in leaves or any(p.startswith(f"{here}.") for p in leaves | read)
         if child is not None and used:
             unit.children[name] = _build(child, here, leaves, read, regions)
+    if unit.leaf is not None:
+        return unit
     for name, parameter in module._parameters.items():
         if parameter is not None and f"{prefix}{name}" in read:
             unit.parameters[name] = parameter
