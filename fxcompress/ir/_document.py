@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from fxcompress.errors import FxCompressError, ModelError
 from fxcompress.ir._calling import CallLike
-from fxcompress.ir._copying import assemble
+from fxcompress.ir._copying import assemble, copy_tree
 from fxcompress.ir._encode import decode, dtype_from, encode, read_tree, write_tree
 from fxcompress.ir._targets import check_method, resolve_function, write_function
 from fxcompress.ir.modules import ModuleConfig, describe, is_stock, qualified_class
@@ -35,10 +35,15 @@ def stored_tensors(program: Program) -> dict[str, torch.Tensor]:
     }
 
 
-def graph_to_json(program: Program) -> dict[str, Any]:
+def graph_to_json(program: Program, *, foreign: bool = False) -> dict[str, Any]:
     """Return everything about a program but its tensors' values, as a JSON document.
 
     Equal programs give equal documents, in every process.
+
+    Args:
+        program: What to write.
+        foreign: Write only the names of modules that are neither of torch.nn nor of fxcompress.nn;
+            a reader must be given them.
 
     Raises:
         ModelError: The program holds what has no name: a user's module, function or class.
@@ -52,7 +57,7 @@ def graph_to_json(program: Program) -> dict[str, Any]:
         "inputs": [_input_to_json(tensor) for tensor in program.signature.inputs],
         "parameters": [_parameter_to_json(p) for p in program.signature.parameters],
         "output": write_tree(program.signature.output, "the output"),
-        "modules": _modules_to_json(program),
+        "modules": _modules_to_json(program, foreign=foreign),
         "tensors": _tensors_to_json(program),
         "ties": dict(sorted(program.ties.items())),
         "notes": [asdict(note) for note in program.notes],
@@ -91,7 +96,7 @@ def _parameter_to_json(parameter: Parameter) -> dict[str, Any]:
     }
 
 
-def _modules_to_json(program: Program) -> dict[str, Any]:
+def _modules_to_json(program: Program, *, foreign: bool) -> dict[str, Any]:
     """Return, by path, the configuration of every leaf; other modules only hold names."""
     called = {str(node.target) for node in program.graph.find_nodes(op="call_module")}
     written: dict[str, Any] = {}
@@ -104,7 +109,13 @@ def _modules_to_json(program: Program) -> dict[str, Any]:
         if shared != path:
             written[path] = {"same": shared}
             continue
-        if path in called or is_stock(module):
+        if path in called and foreign and not is_stock(module):
+            written[path] = {
+                "foreign": qualified_class(type(module)),
+                "training": module.training,
+            }
+            leaves.append(path)
+        elif path in called or is_stock(module):
             written[path] = {**_leaf_to_json(path, module), "training": module.training}
             leaves.append(path)
         else:
@@ -178,12 +189,18 @@ def _nodes_to_json(program: Program) -> list[dict[str, Any]]:
     return written
 
 
-def program_from_json(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Program:
+def program_from_json(
+    document: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    foreign: Mapping[str, nn.Module] | None = None,
+) -> Program:
     """Return the program of a document and its tensors; types are recomputed, then verified.
 
     Args:
         document: What `graph_to_json` returned.
         tensors: By canonical name, as `stored_tensors` returns them. They are shared, not copied.
+        foreign: By path, the modules that the document only names; copies of them are used.
 
     Raises:
         ModelError: The document is damaged or of a newer format, or tensors do not fit it.
@@ -197,7 +214,7 @@ def program_from_json(document: Mapping[str, Any], tensors: Mapping[str, torch.T
             hint="update fxcompress",
         )
     try:
-        program = _build(document, tensors)
+        program = _build(document, tensors, foreign or {})
         propagate(program)
         program.verify()
     except FxCompressError:
@@ -209,11 +226,15 @@ def program_from_json(document: Mapping[str, Any], tensors: Mapping[str, torch.T
     return program
 
 
-def _build(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Program:
+def _build(
+    document: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    foreign: Mapping[str, nn.Module],
+) -> Program:
     dims = {d["name"]: Dim(symbol="", **d) for d in document["dims"]}
     mode, sizes, dims = new_fake_mode(dims)
     signature = _signature(document)
-    root = _module_tree(document)
+    root = _module_tree(document, foreign)
     _assign(root, document, tensors)
     graph = _graph(document)
     graph.set_codegen(CallLike(signature))
@@ -258,7 +279,7 @@ def _no_node(index: int) -> Any:
     raise ModelError("a constant of the saved program refers to a node")
 
 
-def _module_tree(document: Mapping[str, Any]) -> nn.Module:
+def _module_tree(document: Mapping[str, Any], foreign: Mapping[str, nn.Module]) -> nn.Module:
     root = nn.Module()
     for path, written in document["modules"].items():
         parent, _, name = path.rpartition(".")
@@ -270,9 +291,22 @@ def _module_tree(document: Mapping[str, Any]) -> nn.Module:
         if "class" in written:
             kwargs = {k: decode(v, _no_node) for k, v in written["kwargs"].items()}
             module = ModuleConfig(written["class"], kwargs).build("meta")
+        elif "foreign" in written:
+            module = _foreign(path, written["foreign"], foreign)
         module.train(bool(written["training"]))
         owner._modules[name] = module
     return root
+
+
+def _foreign(path: str, cls: str, modules: Mapping[str, nn.Module]) -> nn.Module:
+    given = modules.get(path)
+    if given is None or qualified_class(type(given)) != cls:
+        raise ModelError(
+            f"the saved program needs the module {path}, a {cls}",
+            reason="a file holds no code, and the module was not given",
+            where=path,
+        )
+    return copy_tree(given)
 
 
 def _assign(

@@ -9,7 +9,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from fxcompress._files import write_text
-from fxcompress.errors import FxCompressError, PassError, RunFolderError
+from fxcompress.errors import FxCompressError, PassError
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -52,18 +52,20 @@ def keep(
     The last good Program goes to `failure/program.fxp`; `failure/spec.yaml` applies only the step
     that failed to it.
     """
-    # A full disk may be why the pass failed: its error matters, not that of these files.
-    with contextlib.suppress(OSError, RunFolderError):
+    # A full disk or a module that no file can hold may be why the pass failed, or come on top:
+    # the first error matters, not that of these files.
+    with contextlib.suppress(OSError, FxCompressError):
+        folder.write(record)
         shutil.rmtree(folder.failure, ignore_errors=True)
         folder.failure.mkdir()
         text = program.text(state=False)
         write_text(folder.failure / "graph.fxg", text)
         trace = "".join(traceback.format_exception(error))
         write_text(folder.failure / "error.txt", f"{error}\n\n{excerpt(text, error)}\n\n{trace}")
+        error.add_note(f"the error and the graph are in {folder.failure}")
         program.save(folder.failure / "program.fxp")
         write_text(folder.failure / "spec.yaml", reproducer(step, context))
-        folder.write(record)
-        error.add_note(f"the graph and a spec that fails again are in {folder.failure}")
+        error.add_note(f"fxcompress run {folder.failure / 'spec.yaml'} fails again")
 
 
 def excerpt(text: str, error: FxCompressError) -> str:

@@ -101,7 +101,7 @@ class Checkpoints:
                 known[id(tensor)] = (name, key)
                 fresh[key] = tensor
         with replaced_folder(self.folder / name) as folder:
-            hashes = {GRAPH: _write_json(folder / GRAPH, graph_to_json(program))}
+            hashes = {GRAPH: _write_json(folder / GRAPH, graph_to_json(program, foreign=True))}
             hashes[STATE] = write_tensors(folder / STATE, fresh)
             if arrays:
                 save_arrays(folder / ARRAYS, arrays)
@@ -152,11 +152,14 @@ class Checkpoints:
             raise _damaged(folder, str(error).splitlines()[0]) from error
         return Checkpoint(name, manifest, record, arrays)
 
-    def load(self, checkpoint: Checkpoint, *, remember: bool = False) -> Program:
+    def load(
+        self, checkpoint: Checkpoint, original: Program | None = None, *, remember: bool = False
+    ) -> Program:
         """Build the Program of a checkpoint.
 
         Args:
             checkpoint: Which.
+            original: Gives the modules of a user's class, of which a checkpoint holds no code.
             remember: The next checkpoint will refer to this one's tensors.
 
         Raises:
@@ -166,7 +169,9 @@ class Checkpoints:
 
         try:
             document = json.loads((self.folder / checkpoint.name / GRAPH).read_text())
-            program = program_from_json(document, self._tensors(checkpoint.manifest.tensors))
+            tensors = self._tensors(checkpoint.manifest.tensors)
+            foreign = {} if original is None else _called(original)
+            program = program_from_json(document, tensors, foreign=foreign)
         except (OSError, ValueError, KeyError, SafetensorError, FxCompressError) as error:
             raise _damaged(self.folder / checkpoint.name, str(error).splitlines()[0]) from error
         if remember:
@@ -186,6 +191,12 @@ class Checkpoints:
                 for key in keys:
                     read[(name, key)] = file.get_tensor(key)
         return {name: read[tuple(place)] for name, place in places.items()}
+
+
+def _called(program: Program) -> dict[str, torch.nn.Module]:
+    """Return the modules that a Program calls, by path."""
+    nodes = program.graph.find_nodes(op="call_module")
+    return {str(node.target): program.module.get_submodule(str(node.target)) for node in nodes}
 
 
 def _write_json(path: Path, document: object) -> str:

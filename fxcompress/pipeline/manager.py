@@ -190,7 +190,7 @@ class _Run:
         measured = {"original_metric": found.original_metric, "metric_name": found.metric_name}
         record = record.model_copy(update={"passes": passes, **measured})
         self.folder.write(record)
-        program = self.checkpoints.load(done[-1], remember=True)
+        program = self.checkpoints.load(done[-1], self.original, remember=True)
         return program, record, lock
 
     def _apply(

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fxcompress.errors import PassError
-from fxcompress.ir.modules import describe
+from fxcompress.ir.modules import describe, is_stock, qualified_class
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.text import NodeLine, text_of, type_text
 from fxcompress.rewrite._modules import split, state_of
@@ -119,6 +119,8 @@ def _covered(path: str, modules: set[str], tensors: set[str]) -> bool:
 
 
 def _module_text(module: torch.nn.Module) -> str:
+    if not is_stock(module):
+        return qualified_class(type(module))
     config = describe(module)
     arguments = ", ".join(f"{name}={value}" for name, value in config.kwargs.items())
     return f"{config.cls}({arguments})"

@@ -215,3 +215,45 @@ def test_a_failed_run_can_be_resumed_once_the_pass_is_mended(tmp_path, monkeypat
 def test_nothing_to_resume_is_said():
     with pytest.raises(RunFolderError, match="nothing to resume"):
         run(None, resume=True)
+
+
+class Gate(torch.nn.Module):
+    """A module of a user's class, which no file can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+class Gated(models.ConvNet):
+    def __init__(self):
+        super().__init__()
+        self.gate = Gate()
+
+    def forward(self, x):
+        return self.gate(super().forward(x))
+
+
+def test_runs_with_opaque_modules_resume(tmp_path, monkeypatch):
+    from fxcompress.ir import capture
+
+    torch.manual_seed(0)
+    model = Gated().eval()
+    inputs = (torch.randn(2, 3, 6, 6),)
+
+    def start(folder, **kwargs):
+        program = capture(model, inputs, opaque=("gate",), name="gated")
+        return execute(program, STEPS, Context(seed=1), folder, **kwargs)
+
+    expected = start(None)
+    with monkeypatch.context() as patch:
+        patch.setattr(passes.Identity, "rewrite", None)
+        with pytest.raises(PassError, match="identity failed"):
+            start(tmp_path)
+    resumed = start(tmp_path, resume=True)
+    assert resumed.program.fingerprint() == expected.program.fingerprint()
+    x = torch.randn(3, 3, 6, 6)
+    assert torch.equal(resumed.program(x), expected.program(x))
