@@ -1,0 +1,227 @@
+"""Decide which nodes compute in half precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress.errors import NumericsError, UsageError
+from fxcompress.ir.naming import node_ids
+from fxcompress.ir.ops import module_of, op_name, op_spec
+from fxcompress.pipeline.selectors import Selector
+from fxcompress.rewrite.edits import Declined
+from passes._observe import observe
+from passes.tidy.cast import CastDecision
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+    from fxcompress.pipeline.context import Context
+    from passes.tidy.cast import CastOptions
+
+__all__ = ["decide"]
+
+_COMPUTE_KINDS: Final = frozenset({"linear", "matmul", "attention", "embedding", "recurrent"})
+# Ops that only move the values of a parameter on their way to where they are used.
+_MOVE_KINDS: Final = frozenset({"shape", "index", "identity"})
+_LARGEST: Final = 65504.0
+
+
+def decide(program: Program, options: CastOptions, context: Context) -> CastDecision:
+    """Return the decision of `tidy.cast`."""
+    unknown = [name for name in options.keep if op_spec(name) is None]
+    if unknown:
+        raise UsageError(f"there is no op {unknown[0]} to keep in float32")
+    return _Decider(program, options).decide(context)
+
+
+class _Decider:
+    def __init__(self, program: Program, options: CastOptions) -> None:
+        self.program, self.options = program, options
+        self.ids = node_ids(program)
+        self.ops = {node: op_name(node) for node in program.nodes}
+        self.dtype: torch.dtype = getattr(torch, options.dtype)
+        self.state = program.state()
+        self.compute: dict[fx.Node, None] = {}
+        self.float32: set[fx.Node] = set()
+        self.declined: dict[fx.Node, str] = {}
+
+    def decide(self, context: Context) -> CastDecision:
+        candidates = [node for node in self.program.nodes if self._is_candidate(node)]
+        selected = set(Selector.of(self.options).select(self.program, candidates))
+        for node in candidates:
+            reason = self._obstacle(node) if node in selected else "it is not selected"
+            if reason is None:
+                self.compute[node] = None
+            else:
+                self._stay(node, reason)
+        self.float32 |= {node for node in self.program.nodes if self._is_kept(node)}
+        if self.options.calibration and not context.planning and self.dtype == torch.float16:
+            self._measure(context)
+        self._keep_shared_weights()
+        tensors = self._tensors()
+        pending = ()
+        if self.options.calibration and context.planning:
+            pending = ("which activations overflow float16: known after calibration",)
+        return CastDecision(
+            dtype=self.options.dtype,
+            compute=tuple(self.ids[node] for node in self.compute),
+            float32=tuple(name for node, name in self.ids.items() if node in self.float32),
+            tensors=tensors,
+            declined=tuple(
+                Declined(node=self.ids[node], reason=reason)
+                for node, reason in self.declined.items()
+            ),
+            pending=pending,
+        )
+
+    def _stay(self, node: fx.Node, reason: str) -> None:
+        self.compute.pop(node, None)
+        self.float32.add(node)
+        self.declined[node] = reason
+
+    def _is_candidate(self, node: fx.Node) -> bool:
+        spec = op_spec(self.ops[node])
+        return spec is not None and spec.kind in _COMPUTE_KINDS and _is_float32(node)
+
+    def _is_kept(self, node: fx.Node) -> bool:
+        op = self.ops[node]
+        spec = op_spec(op)
+        if op in self.options.keep or (spec is not None and spec.kind in ("quantize", "loss")):
+            return True
+        if self.dtype != torch.float16:
+            return False
+        # A literal such as float32's lowest number, filled into a mask.
+        literals = [each for each in (*node.args, *node.kwargs.values()) if _is_number(each)]
+        return any(_LARGEST < abs(each) < float("inf") for each in literals)
+
+    # -- weights ------------------------------------------------------------------------------
+
+    def _weights(self, node: fx.Node) -> dict[str, Tensor]:
+        """Return the float32 parameters and buffers of a layer, and parameters it reads."""
+        found: dict[str, Tensor] = {}
+        if node.op == "call_module":
+            module = module_of(node)
+            named = (*module.named_parameters(), *module.named_buffers())
+            found = {f"{node.target}.{name}": tensor for name, tensor in named}
+        for operand in node.all_input_nodes:
+            if self.ops[operand] == "param":
+                found[str(operand.target)] = self.state[str(operand.target)]
+        return {n: t for n, t in found.items() if t.dtype == torch.float32}
+
+    def _obstacle(self, node: fx.Node) -> str | None:
+        if any(self.ops[each] == "fake_quant" for each in node.all_input_nodes):
+            return "it is quantised"
+        for name, tensor in self._weights(node).items():
+            if tensor.device.type == "meta" or tensor.numel() == 0:
+                continue
+            low, high = tensor.detach().aminmax()
+            largest = float(torch.maximum(-low, high))
+            if not torch.isfinite(torch.tensor(largest)):
+                raise NumericsError(
+                    f"a NaN or an infinity in {name}",
+                    hint="check the weights that the model was given",
+                    where=name,
+                )
+            if self.dtype == torch.float16 and largest > _LARGEST:
+                return f"{name} reaches {largest:.4g}, and float16 ends at {_LARGEST:.0f}"
+        return None
+
+    def _keep_shared_weights(self) -> None:
+        """Let a layer stay whose weight is also read by a node that stays."""
+        changed = True
+        while changed:
+            stay: dict[str, fx.Node] = {}
+            for node in self.program.nodes:
+                if node not in self.compute:
+                    for name in self._weights(node) if _is_float32(node) else ():
+                        if node.op == "call_module" or node in self.float32:
+                            stay.setdefault(self.program.ties.get(name, name), node)
+            changed = False
+            for node in list(self.compute):
+                for name in self._weights(node):
+                    other = stay.get(self.program.ties.get(name, name))
+                    if other is not None:
+                        self._stay(node, f"{name} is shared with {self.ids[other]}, which stays")
+                        changed = True
+                        break
+
+    def _tensors(self) -> tuple[str, ...]:
+        """Return the tensors to store in half precision, one name of each tied group."""
+        names: dict[str, None] = {}
+        for node in self.compute:
+            for name in self._weights(node):
+                names[self.program.ties.get(name, name)] = None
+        halves = self._halves()
+        for node in self.program.nodes:
+            if self.ops[node] == "param" and _is_float32(node) and self._used_in_half(node, halves):
+                names[self.program.ties.get(str(node.target), str(node.target))] = None
+        return tuple(names)
+
+    def _halves(self) -> set[fx.Node]:
+        """Return the nodes whose result will be in half precision, parameters aside."""
+        halves: set[fx.Node] = set()
+        for node in self.program.nodes:
+            if node in self.compute:
+                halves.add(node)
+            elif node not in self.float32 and _is_float32(node):
+                reads = [
+                    each
+                    for each in node.all_input_nodes
+                    if _is_float32(each) and not self._is_parameter(each)
+                ]
+                if reads and all(each in halves for each in reads):
+                    halves.add(node)
+        return halves
+
+    def _is_parameter(self, node: fx.Node) -> bool:
+        """Whether a value is a parameter, or a parameter's values moved."""
+        while True:
+            if self.ops[node] == "param":
+                return True
+            spec = op_spec(self.ops[node])
+            tensors = [each for each in node.all_input_nodes if _is_float32(each)]
+            if spec is None or spec.kind not in _MOVE_KINDS or len(tensors) != 1:
+                return False
+            node = tensors[0]
+
+    def _used_in_half(self, node: fx.Node, halves: set[fx.Node]) -> bool:
+        for user in node.users:
+            if self._is_parameter(user):
+                if not self._used_in_half(user, halves):
+                    return False
+            elif user not in halves:
+                return False
+        return bool(node.users)
+
+    # -- activations --------------------------------------------------------------------------
+
+    def _measure(self, context: Context) -> None:
+        """Keep nodes in float32 whose results come near float16's largest number."""
+        largest: dict[fx.Node, float] = {}
+
+        def watch(node: fx.Node) -> Any:
+            def see(value: Tensor) -> None:
+                if value.numel():
+                    low, high = value.aminmax()
+                    largest[node] = max(largest.get(node, 0.0), float(-low), float(high))
+
+            return see
+
+        watched = self._halves()
+        batches = context.samples("calibration", self.options.calibration)
+        observe(self.program, batches, {node: watch(node) for node in watched})
+        for node in self.program.nodes:
+            if largest.get(node, 0.0) > _LARGEST / 2:
+                self._stay(node, f"its output reaches {largest[node]:.4g}, float16 ends at 65504")
+
+
+def _is_float32(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    tensors = value if isinstance(value, (tuple, list)) else (value,)
+    return any(isinstance(each, Tensor) and each.dtype == torch.float32 for each in tensors)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
