@@ -159,6 +159,10 @@ def _missing_paths(tree: Map, folder: Path) -> Iterator[Problem]:
 
 def _paths(tree: Map) -> Iterator[tuple[Key, Scalar]]:
     model, data = tree.items.get("model"), tree.items.get("data")
+    if isinstance(model, Scalar) and isinstance(model.value, str):
+        kind, colon, rest = model.value.partition(":")
+        if colon and kind in {"program", "pt2", "hf"}:
+            yield ("model",), Scalar(rest, model.origin)
     for name in ("weights", "program", "pt2", "hf"):
         node = model.items.get(name) if isinstance(model, Map) else None
         if isinstance(node, Scalar) and isinstance(node.value, str):

@@ -21,7 +21,7 @@ Call = Callable[..., Any]
 def test_check(call: Call, folder: Path) -> None:
     said = call("check", "spec.yaml")
     assert (said.code, said.err) == (0, "")
-    assert said.out == "spec.yaml: ok   small: fold; emits program\n"
+    assert said.out == "spec.yaml: ok   small: fold; emits nothing\n"
     document = call("check", "spec.yaml", "--format", "json").document
     assert document["format_version"] == "1.0"
     assert document["command"] == "check"

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -93,6 +93,7 @@ def test_results_come_in_the_order_of_the_fields() -> None:
 
 
 @given(st.floats(0.001, 1e12), st.floats(0, 100))
+@settings(deadline=None)
 def test_a_share_of_the_original_is_met_by_exactly_that_share(size: float, percent: float) -> None:
     limits = Constraints.model_validate_json(json.dumps({"size": f"{percent}%"}))
     exactly = size * (percent / 100)

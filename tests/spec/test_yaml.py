@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxcompress.errors import SpecError
@@ -107,6 +107,7 @@ PLAIN = st.recursive(
 
 
 @given(PLAIN)
+@settings(deadline=None)
 def test_written_yaml_reads_back(value: object) -> None:
     text = to_yaml(value)
     assert parse_text(text, "t").plain() == value
@@ -122,6 +123,7 @@ def refusal(text: str) -> SpecError | None:
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=60))
+@settings(deadline=None)
 def test_any_text_is_read_or_refused_with_a_line(text: str) -> None:
     error = refusal(text)
     assert error is None or "empty" in error.what or error.problems[0].line >= 1

@@ -1,0 +1,165 @@
+"""The blocks `inputs`, `dims`, `data` and `metric`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from fxcompress.pipeline.base import Options
+from fxcompress.spec._factories import Args, Factory
+
+__all__ = [
+    "Data",
+    "DataFactory",
+    "DimRange",
+    "Identifier",
+    "Input",
+    "Metric",
+    "Split",
+    "metric_text",
+]
+
+Identifier: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+DType: TypeAlias = Literal[
+    "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"
+]
+VALUES = re.compile(r"randn|rand|ones|zeros|mask|arange|randint\(\s*-?\d+\s*,\s*-?\d+\s*\)")
+
+
+def _values(text: str) -> str:
+    if not VALUES.fullmatch(text):
+        raise ValueError("should be randn, rand, ones, zeros, mask, arange or randint(low, high)")
+    if text.startswith("randint"):
+        low, high = (int(n) for n in re.findall(r"-?\d+", text))
+        if low >= high:
+            raise ValueError("randint(low, high) needs low below high")
+    return text
+
+
+def _size(raw: Any) -> Any:
+    if isinstance(raw, bool) or not isinstance(raw, int | str):
+        raise ValueError("should be a size or the name of a dynamic dim")
+    if isinstance(raw, str) and not re.fullmatch(r"[A-Za-z_]\w*", raw):
+        raise ValueError("should be a size or the name of a dynamic dim")
+    if isinstance(raw, int) and raw < 0:
+        raise ValueError("a size is not negative; name the dim if it is dynamic")
+    return raw
+
+
+class Input(Options):
+    """One tensor that the model takes: its name in `forward`, sizes, type and example values."""
+
+    name: str = Field(min_length=1, description="The parameter of `forward`.")
+    shape: tuple[Annotated[int | str, BeforeValidator(_size)], ...] = Field(
+        description="Sizes; a name such as `batch` makes a dim dynamic."
+    )
+    dtype: DType = "float32"
+    values: Annotated[str, AfterValidator(_values)] | None = Field(
+        default=None,
+        description="randn, rand, ones, zeros, mask, arange or randint(low, high); by default "
+        "randn for floats, ones for bools and randint(0, 100) for integers.",
+    )
+
+
+class DimRange(Options):
+    """The range of a dynamic dim, and its size in the example inputs."""
+
+    min: int = Field(default=1, ge=0)
+    max: int | None = Field(default=None, ge=1)
+    example: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DimRange:
+        if self.max is not None and self.min > self.max:
+            raise ValueError(f"`min` {self.min} is above `max` {self.max}")
+        if self.example is not None and not self.min <= self.example <= (self.max or self.example):
+            raise ValueError(f"`example` {self.example} is outside the range")
+        return self
+
+
+class DataFactory(Options):
+    """A callable that returns a mapping from split names to re-iterables of batches."""
+
+    factory: Factory
+    args: Args
+
+
+class Split(Options):
+    """One split: from a factory, from a file of tensors, or random."""
+
+    factory: Factory | None = None
+    args: Args
+    tensors: str | None = Field(
+        default=None, description="A `.npz` or `.safetensors` file with one array per input."
+    )
+    target: str | None = Field(default=None, description="The array that holds the targets.")
+    random: int | None = Field(default=None, ge=1, description="How many random samples.")
+    batch: int = Field(default=32, ge=1, description="Samples per batch.")
+    limit: int | None = Field(default=None, ge=1, description="Use the first samples only.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Split:
+        given = [n for n in ("factory", "tensors", "random") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError("needs exactly one of `factory`, `tensors`, `random`")
+        if self.target is not None and self.tensors is None:
+            raise ValueError("`target` goes with `tensors`")
+        if self.args and self.factory is None:
+            raise ValueError("`args` goes with `factory`")
+        return self
+
+
+def data_kind(raw: Any) -> str:
+    """Return whether a data block is one factory or names its splits."""
+    if isinstance(raw, DataFactory):
+        return "factory"
+    return "factory" if isinstance(raw, dict) and isinstance(raw.get("factory"), str) else "splits"
+
+
+def _data_text(raw: Any) -> Any:
+    return {"factory": raw} if isinstance(raw, str) else raw
+
+
+Data: TypeAlias = Annotated[
+    Annotated[DataFactory, Tag("factory")] | Annotated[dict[Identifier, Split], Tag("splits")],
+    Discriminator(data_kind),
+    BeforeValidator(_data_text),
+]
+
+MetricName: TypeAlias = Literal["accuracy", "top5", "perplexity", "cosine"]
+
+
+class Metric(Options):
+    """The figure that says how good a model is: built in, or `fn(model, batches) -> float`."""
+
+    use: MetricName | None = Field(default=None, description="A built-in metric.")
+    factory: Factory | None = None
+    args: Args
+    split: str = Field(default="eval", description="The split that it is measured on.")
+    higher_is_better: bool | None = Field(
+        default=None, description="For a factory; built-in metrics know."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Metric:
+        if (self.use is None) == (self.factory is None):
+            raise ValueError("needs exactly one of `use`, `factory`")
+        if self.use is not None and self.higher_is_better is not None:
+            raise ValueError(f"`higher_is_better` goes with `factory`; {self.use} knows its own")
+        return self
+
+    @property
+    def improves_upwards(self) -> bool:
+        """Whether a higher value is better."""
+        if self.use is not None:
+            return self.use != "perplexity"
+        return self.higher_is_better is not False
+
+
+def metric_text(raw: Any) -> Any:
+    """Read `accuracy` or `metric.py:fn` as the mapping that it stands for."""
+    if not isinstance(raw, str):
+        return raw
+    return {"factory": raw} if ":" in raw else {"use": raw}

@@ -1,0 +1,59 @@
+"""The items of `emit`: formats and their settings."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from fxcompress.pipeline.base import Options
+
+__all__ = ["Emit", "EmitOnnx", "EmitPlain", "EmitPt2"]
+
+
+def _stem(text: str) -> str:
+    if "/" in text or "\\" in text or ".." in text or text.startswith("~"):
+        raise ValueError("must stay inside the run folder: a plain file name, without its ending")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text):
+        raise ValueError("should be a plain file name, without its ending")
+    return text
+
+
+class _EmitBase(Options):
+    stem: Annotated[str, AfterValidator(_stem)] = Field(
+        default="model", description="The file's name inside `artifacts/`, without its ending."
+    )
+
+
+class EmitPlain(_EmitBase):
+    """Stand-alone Python source with safetensors, or a saved Program."""
+
+    use: Literal["python", "program"]
+
+
+class EmitPt2(_EmitBase):
+    """An archive of torch.export."""
+
+    use: Literal["pt2"]
+    quantized: Literal["arithmetic", "decomposed"] = Field(
+        default="arithmetic",
+        description="Write quantisation as plain torch arithmetic, which loads with torch alone, "
+        "or as `torch.ops.quantized_decomposed`, for PT2E backends.",
+    )
+
+
+class EmitOnnx(_EmitBase):
+    """An ONNX file."""
+
+    use: Literal["onnx"]
+    opset: int = Field(default=20, ge=18, le=23, description="Version of the ONNX operator set.")
+
+
+def _emit_text(raw: Any) -> Any:
+    return {"use": raw} if isinstance(raw, str) else raw
+
+
+Emit: TypeAlias = Annotated[
+    EmitPt2 | EmitOnnx | EmitPlain, Field(discriminator="use"), BeforeValidator(_emit_text)
+]
