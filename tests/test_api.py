@@ -7,7 +7,7 @@ from torch import nn
 
 import fxcompress as fxc
 from fxcompress.api import prepare
-from fxcompress.errors import SelectorError, SpecError, UsageError
+from fxcompress.errors import DataError, SelectorError, SpecError, UsageError
 from fxcompress.train.metrics import Metric
 from tests.rewrite import models
 
@@ -159,3 +159,35 @@ def test_a_spec_applies_to_a_program_that_is_given(spec):
 def test_importing_needs_no_torch(module):
     code = f"import {module}, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+FAILING = """
+fxcompress: 1
+name: starved
+model: {factory: "model.py:small"}
+inputs: [{name: x, shape: [batch, 3, 6, 6]}]
+data: {factory: "data.py:splits"}
+passes:
+  - {use: tidy.fold_batchnorm}
+  - {use: quantize.static, id: int8, calibration: 64}
+"""
+DATA = """
+import torch
+
+def splits():
+    return {"calibration": [(torch.ones(4, 3, 6, 6),)]}
+"""
+
+
+def test_the_reproducer_of_a_failure_is_a_spec_that_fails_again(tmp_path):
+    (tmp_path / "spec.yaml").write_text(FAILING)
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "data.py").write_text(DATA)
+    job = prepare(fxc.Spec.load(tmp_path / "spec.yaml"))
+    with pytest.raises(DataError, match="4 samples, and 64 are asked for") as first:
+        job.run(tmp_path / "run")
+    again = fxc.Spec.load(tmp_path / "run/failure/spec.yaml")
+    assert [step.id for step in again.steps] == ["int8"]
+    with pytest.raises(DataError) as second:
+        prepare(again).run()
+    assert str(second.value) == str(first.value)
