@@ -74,7 +74,7 @@ class FakeQuantize(nn.Module):
         if group is not None and (axis != 0 or group < 1):
             raise UsageError(
                 f"groups of {group} along axis {axis} are not possible",
-                reason="a group is a run of at least one element of a channel, and channels are axis 0",
+                reason="a group is a run of elements of a channel, and channels are axis 0",
             )
         if len(shape) != expected:
             raise UsageError(
@@ -120,7 +120,8 @@ class FakeQuantize(nn.Module):
         if torch.is_grad_enabled() and x.requires_grad:
             scale, zero_point = self._parameters_for(x)
             limits = (self.qmin, self.qmax)
-            return cast(Tensor, _StraightThrough.apply(x, scale, zero_point, *limits, self.group))
+            through: Any = _StraightThrough.apply
+            return cast(Tensor, through(x, scale, zero_point, *limits, self.group))
         return self.dequantize(self.quantize(x), x.dtype)
 
     def quantize(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ their own names (`conv1.weight` is read by a `get_attr` node and stays trainable
 state dicts and passes that follow axes see the layer that they know.
 """
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class OperandConv1d(nn.Conv1d):
 
     def forward(self, input: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
         """Convolve `[batch, in, length]` with `[out, in / groups, k]`."""
-        return self._conv_forward(input, weight, self.bias)
+        return cast(Tensor, self._conv_forward(input, weight, self.bias))
 
 
 class OperandConv2d(nn.Conv2d):
@@ -38,7 +38,7 @@ class OperandConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
         """Convolve `[batch, in, height, width]` with `[out, in / groups, k, k]`."""
-        return self._conv_forward(input, weight, self.bias)
+        return cast(Tensor, self._conv_forward(input, weight, self.bias))
 
 
 class OperandConv3d(nn.Conv3d):
@@ -46,7 +46,7 @@ class OperandConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
         """Convolve `[batch, in, depth, height, width]` with `[out, in / groups, k, k, k]`."""
-        return self._conv_forward(input, weight, self.bias)
+        return cast(Tensor, self._conv_forward(input, weight, self.bias))
 
 
 class OperandConvTranspose1d(nn.ConvTranspose1d):
@@ -56,7 +56,7 @@ class OperandConvTranspose1d(nn.ConvTranspose1d):
         """Convolve, transposed, with a weight `[in, out / groups, k]`."""
         return F.conv_transpose1d(
             input, weight, self.bias, self.stride, self.padding,  # type: ignore[arg-type]
-            self.output_padding, self.groups, self.dilation,  # type: ignore[arg-type]
+            self.output_padding, self.groups, self.dilation,
         )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ class OperandConvTranspose2d(nn.ConvTranspose2d):
         """Convolve, transposed, with a weight `[in, out / groups, k, k]`."""
         return F.conv_transpose2d(
             input, weight, self.bias, self.stride, self.padding,  # type: ignore[arg-type]
-            self.output_padding, self.groups, self.dilation,  # type: ignore[arg-type]
+            self.output_padding, self.groups, self.dilation,
         )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ class OperandConvTranspose3d(nn.ConvTranspose3d):
         """Convolve, transposed, with a weight `[in, out / groups, k, k, k]`."""
         return F.conv_transpose3d(
             input, weight, self.bias, self.stride, self.padding,  # type: ignore[arg-type]
-            self.output_padding, self.groups, self.dilation,  # type: ignore[arg-type]
+            self.output_padding, self.groups, self.dilation,
         )  # fmt: skip
 
 

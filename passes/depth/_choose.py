@@ -124,8 +124,12 @@ def _influences(
         observers.setdefault(meter.entry, []).append(meter.enter)
         observers.setdefault(meter.exit, []).append(meter.leave)
 
-    def all_of(each: list[Callable[[Any], None]]) -> Callable[[Any], None]:
-        return lambda value: [call(value) for call in each] and None
+    def all_of(calls: list[Callable[[Any], None]]) -> Callable[[Any], None]:
+        def call_all(value: Any) -> None:
+            for call in calls:
+                call(value)
+
+        return call_all
 
     batches = context.samples("calibration", options.calibration)
     observe(program, batches, {node: all_of(each) for node, each in observers.items()})

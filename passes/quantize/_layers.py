@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -75,7 +75,7 @@ def _obstacle(node: fx.Node) -> tuple[str | None, tuple[fx.Node, ...]]:
             take_weight_as_operand(module_of(node))
         except UsageError as error:
             return error.what, ()
-        weight = module_of(node).weight
+        weight: Any = module_of(node).weight
     else:
         operand = bind(node).get("weight")
         if not isinstance(operand, fx.Node) or op_name(operand) == "fake_quant":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
@@ -180,7 +181,7 @@ class _Placer:
     def operands(self, node: fx.Node) -> list[fx.Node]:
         """Return the activations that a kernel reads: not its weight, bias or sizes."""
         if self.ops[node] in LAYERS:
-            found: list[object] = [bind(node).get("input")]
+            found: list[Any] = [bind(node).get("input")]
         elif node in self.products:
             found = [each for each in node.all_input_nodes if _is_float(each)]
         else:
@@ -256,7 +257,7 @@ class _Placer:
         self.declined.append((node, reason, tuple(because)))
 
 
-def _values(node: fx.Node) -> list[object]:
+def _values(node: fx.Node) -> list[Any]:
     """Return the tensors that an op combines (or should have been tensors)."""
     bound = bind(node)
     if "tensors" in bound and isinstance(bound["tensors"], (tuple, list)):

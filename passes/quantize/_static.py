@@ -81,9 +81,8 @@ def _quantizers(
     """Return the sites that add calls, in graph order, with paths of their own."""
     order = {node: index for index, node in enumerate(ids)}
     found = []
-    for site in sorted(
-        (site for site in placement.sites if site.calls), key=lambda s: min(map(order.get, s.calls))
-    ):
+    sites = [site for site in placement.sites if site.calls]
+    for site in sorted(sites, key=lambda site: min(order[node] for node in site.calls)):
         nodes = sorted(site.calls, key=order.__getitem__)
         if site.fixed is not None:
             path = str(site.fixed.target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -149,10 +149,10 @@ def _rank(node: fx.Node) -> int:
     return value.dim() if isinstance(value, Tensor) else 0
 
 
-def _pads_zeros(layer: nn.Module) -> bool:
+def _pads_zeros(layer: Any) -> bool:
     padding = layer.padding
-    pads = padding == "same" if isinstance(padding, str) else any(padding)  # type: ignore[arg-type]
-    return pads and layer.padding_mode == "zeros"
+    pads = padding == "same" if isinstance(padding, str) else any(padding)
+    return bool(pads and layer.padding_mode == "zeros")
 
 
 def _shift_is_zero(norm: nn.Module) -> bool:
@@ -160,10 +160,10 @@ def _shift_is_zero(norm: nn.Module) -> bool:
     return shift.device.type != "meta" and not bool(shift.any())
 
 
-def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """Return g and h of y = g·x + h, in float64."""
-    mean, variance = norm.running_mean.double(), norm.running_var.double()  # type: ignore[operator]
-    scale = torch.rsqrt(variance + norm.eps)  # type: ignore[operator]
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    scale = torch.rsqrt(variance + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.detach().double()
     shift = -mean * scale
@@ -176,7 +176,7 @@ def fold(rewriter: GraphRewriter, decided: Fold) -> None:
     """Fold one batch norm into its layer and take it out of the graph."""
     norm, layer = rewriter.node(decided.norm), rewriter.node(decided.layer)
     path = str(layer.target)
-    module = rewriter.get_module(path)
+    module: Any = rewriter.get_module(path)
     scale, shift = _scale_and_shift(rewriter.get_module(str(norm.target)))
     weight = rewriter.get_tensor(f"{path}.weight")
     bias = None if module.bias is None else rewriter.get_tensor(f"{path}.bias")
@@ -194,49 +194,54 @@ def fold(rewriter: GraphRewriter, decided: Fold) -> None:
 
 
 def _into_previous(
-    module: nn.Module, weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
+    module: Any, weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
     scaled = _scale_outputs(module, weight.double(), scale)
     return scaled, shift if bias is None else scale * bias.double() + shift
 
 
 def _into_next(
-    module: nn.Module, weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
+    module: Any, weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
     wide = weight.double()
     scaled = _scale_inputs(module, wide, scale)
     if _is_transposed(module):
         # Only folded when the shift is zero.
-        added = torch.zeros(module.out_channels, dtype=torch.float64, device=wide.device)  # type: ignore[arg-type]
+        added = wide.new_zeros(int(module.out_channels))
     else:
         added = _scale_inputs(module, wide, shift).flatten(1).sum(dim=1)
     return scaled, added if bias is None else bias.double() + added
 
 
-def _is_transposed(module: nn.Module) -> bool:
+def _is_transposed(module: Any) -> bool:
     return bool(getattr(module, "transposed", False))
 
 
-def _scale_outputs(module: nn.Module, weight: Tensor, scale: Tensor) -> Tensor:
+def _scale_outputs(module: Any, weight: Tensor, scale: Tensor) -> Tensor:
     """Multiply a weight by a factor per output channel."""
     if not _is_transposed(module):
-        return weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
+        return _scale_rows(weight, scale)
     # [in, out / groups, …]: group k of the inputs makes group k of the outputs.
-    groups = int(module.groups)  # type: ignore[arg-type]
-    grouped = weight.unflatten(0, (groups, -1))
-    factor = scale.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
-    return (grouped * factor).flatten(0, 1)
+    return _scale_in_groups(weight, scale, module.groups)
 
 
-def _scale_inputs(module: nn.Module, weight: Tensor, scale: Tensor) -> Tensor:
+def _scale_inputs(module: Any, weight: Tensor, scale: Tensor) -> Tensor:
     """Multiply a weight by a factor per input channel."""
     if _is_transposed(module):
-        return weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
+        return _scale_rows(weight, scale)
     # [out, in / groups, …]: group k of the outputs reads group k of the inputs.
-    groups = int(getattr(module, "groups", 1))
-    grouped = weight.unflatten(0, (groups, -1))
+    return _scale_in_groups(weight, scale, getattr(module, "groups", 1))
+
+
+def _scale_rows(weight: Tensor, scale: Tensor) -> Tensor:
+    return weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def _scale_in_groups(weight: Tensor, scale: Tensor, groups: int) -> Tensor:
+    """Scale dim 1 of `[groups·rows, columns, …]` by the factors of each group's columns."""
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])
     factor = scale.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
-    return (grouped * factor).flatten(0, 1)
+    return (grouped * factor).reshape(weight.shape)
 
 
 def check_folded(before: Program, after: Program, folds: Iterable[Fold]) -> None:

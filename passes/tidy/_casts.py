@@ -75,7 +75,7 @@ class _Inserter:
         for operand in node.all_input_nodes:
             if self._is_ours(operand) and self.values[operand].dtype != dtype:
                 cast = self._cast(operand, dtype, safe=op_name(node) == "sdpa")
-                self.rewriter.replace_uses(operand, cast, only=lambda user, n=node: user is n)
+                self.rewriter.replace_uses(operand, cast, only={node}.__contains__)
 
     def _cast(self, value: fx.Node, dtype: torch.dtype, *, safe: bool = False) -> fx.Node:
         """Return `value` in another dtype; what was cast from it before is not cast back."""

@@ -61,7 +61,7 @@ class _Decider:
             self._measure(context)
         self._keep_shared_weights()
         tensors = self._tensors()
-        pending = ()
+        pending: tuple[str, ...] = ()
         if self.options.calibration and context.planning:
             pending = ("which activations overflow float16: known after calibration",)
         return CastDecision(
@@ -93,7 +93,8 @@ class _Decider:
         if self.dtype != torch.float16:
             return False
         # A literal such as float32's lowest number, filled into a mask.
-        literals = [each for each in (*node.args, *node.kwargs.values()) if _is_number(each)]
+        given = (*node.args, *node.kwargs.values())
+        literals = [each for each in given if isinstance(each, (int, float))]
         return any(_LARGEST < abs(each) < float("inf") for each in literals)
 
     # -- weights ------------------------------------------------------------------------------
@@ -221,7 +222,3 @@ def _is_float32(node: fx.Node) -> bool:
     value = node.meta.get("val")
     tensors = value if isinstance(value, (tuple, list)) else (value,)
     return any(isinstance(each, Tensor) and each.dtype == torch.float32 for each in tensors)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

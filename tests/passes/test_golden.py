@@ -1,0 +1,58 @@
+"""One golden graph per pass: what it makes of a small model."""
+
+import pytest
+
+from fxcompress.ir import Program, capture
+from fxcompress.pipeline.context import Context
+from fxcompress.testing import hash_inputs, hash_weights_
+from passes.depth.skip_blocks import SkipBlocks
+from passes.quantize.static import Static
+from passes.tidy.cast import Cast
+from passes.tidy.fold_batchnorm import FoldBatchNorm
+from passes.tidy.replace_activation import ReplaceActivation
+from tests.passes.models import ResNet, Transformer, image_batches, token_batches
+from tests.passes.support import apply
+
+
+def resnet() -> Program:
+    program = capture(ResNet(width=4).eval(), image_batches(1, 2, 3, 8, 8)[0])
+    return hash_weights_(program)
+
+
+def transformer() -> Program:
+    model = Transformer(width=8, depth=3, heads=2).eval()
+    program = capture(model, token_batches(1)[0], dynamic={"ids": {0: "batch", 1: "seq"}})
+    return hash_weights_(program)
+
+
+def hashed_data(program: Program) -> Context:
+    batches = [hash_inputs(program, {"batch": 4}, seed=seed) for seed in range(2)]
+    return Context(data={"calibration": batches})
+
+
+@pytest.mark.golden("passes/tidy/fold_batchnorm")
+def test_fold_batchnorm(golden_graph):
+    golden_graph(apply(FoldBatchNorm, resnet()).program)
+
+
+@pytest.mark.golden("passes/tidy/replace_activation")
+def test_replace_activation(golden_graph):
+    golden_graph(apply(ReplaceActivation, resnet(), {"replace": {"relu": "relu6"}}).program)
+
+
+@pytest.mark.golden("passes/tidy/cast")
+def test_cast(golden_graph):
+    golden_graph(apply(Cast, transformer(), {"dtype": "bfloat16"}).program)
+
+
+@pytest.mark.golden("passes/quantize/static")
+def test_static(golden_graph):
+    program = apply(FoldBatchNorm, resnet()).program
+    # Min-max, because a search over ranges may decide otherwise in the last bit elsewhere.
+    options = {"calibration": 8, "activations": {"observer": "minmax"}}
+    golden_graph(apply(Static, program, options, hashed_data(program)).program)
+
+
+@pytest.mark.golden("passes/depth/skip_blocks")
+def test_skip_blocks(golden_graph):
+    golden_graph(apply(SkipBlocks, transformer(), {"layers": [1]}).program)
