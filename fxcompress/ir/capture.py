@@ -12,6 +12,12 @@ from fxcompress.ir._calling import CallLike
 from fxcompress.ir._recorder._build import build_module
 from fxcompress.ir._recorder._inputs import BoundCall, DynamicDims, bind_call
 from fxcompress.ir._recorder._modes import DualRecording, record_both
+from fxcompress.ir._recorder._notes import (
+    changed_state,
+    kept_opaque,
+    stochastic_calls,
+    unused_state,
+)
 from fxcompress.ir._recorder._sizes import Sizes
 from fxcompress.ir._recorder._state import ModelState
 from fxcompress.ir._recorder._verified import verified
@@ -73,12 +79,18 @@ def _program(
     module = build_module(
         model, recording.graph, recording.leaves, state, recording.constants, title
     )
-    held = dict(module.named_parameters(remove_duplicate=False))
-    ties = {alias: first for alias, first in state.ties.items() if first in held or alias in held}
-    return Program(
-        module, title, signature, recording.sizes.dims, recording.sizes.fake_mode, ties,
-        tuple(dual.notes),
-    )  # fmt: skip
+    held = set(dict(module.named_parameters(remove_duplicate=False)))
+    held |= set(dict(module.named_buffers(remove_duplicate=False)))
+    ties = {alias: first for alias, first in state.ties.items() if alias in held}
+    notes = (
+        *dual.notes,
+        *unused_state(state, module, model),
+        *changed_state(recording.mutated, recording.leaves),
+        *kept_opaque(recording.opaque, model),
+        *stochastic_calls(recording.graph),
+    )
+    sizes = recording.sizes
+    return Program(module, title, signature, sizes.dims, sizes.fake_mode, ties, notes)
 
 
 def _make_sizes(call: BoundCall) -> Sizes:

@@ -45,6 +45,7 @@ def build_module(
         parent._modules[child] = leaf
     for target in dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "get_attr"):
         _install(root, target, model, state, constants)
+    _install_ties(root, model, state)
     _mirror_training(root, model)
     return assemble(root, graph, name)
 
@@ -95,7 +96,7 @@ def _install(
     constants: Mapping[str, torch.Tensor],
 ) -> None:
     owner, name = _owner(root, target, model)
-    tensor = state.tensors.get(target)
+    tensor = _real(target, state)
     if tensor is None:
         owner.register_buffer(name, constants[target], persistent=False)
     elif isinstance(tensor, nn.Parameter):
@@ -105,6 +106,19 @@ def _install(
         owner._buffers[name] = tensor
         if not persistent:
             owner._non_persistent_buffers_set.add(name)
+
+
+def _install_ties(root: nn.Module, model: nn.Module, state: ModelState) -> None:
+    """Give a tied tensor all its names, so that the state dict keeps the original's keys."""
+    held = dict(root.named_parameters(remove_duplicate=False))
+    held.update(root.named_buffers(remove_duplicate=False))
+    present = {state.ties.get(name, name) for name in held}
+    for alias, first in state.ties.items():
+        if first in present:
+            for name in (first, alias):
+                if name not in held:
+                    _install(root, name, model, state, {})
+                    held[name] = state.tensors[first]
 
 
 def _mirror_training(root: nn.Module, model: nn.Module) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._dispatch.python import enable_python_dispatcher
 
+from fxcompress.ir._recorder._recurrent import recurrent_result
 from fxcompress.ir.ops import op_of
 
 __all__ = ["Transcript", "quick_result", "run_fake"]
@@ -120,6 +121,8 @@ def quick_result(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
 
     Only what is surely right is answered; any misfit is left to the module, which explains it.
     """
+    if isinstance(module, nn.RNNBase):
+        return recurrent_result(module, args, kwargs)
     if len(args) != 1 or kwargs or not isinstance(args[0], torch.Tensor):
         return None
     rule = _QUICK.get(type(module))
