@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fxcompress.errors import DataError, FxCompressError, ModelError, NumericsError
+from fxcompress.errors import (
+    CaptureError,
+    DataError,
+    FxCompressError,
+    ModelError,
+    NumericsError,
+)
 from fxcompress.pipeline.catalog import Catalog
 from fxcompress.spec import Spec, load_data, load_metric, load_model, load_program
 
@@ -36,7 +42,12 @@ class Tied(nn.Module):
     def forward(self, x):
         return self.head(self.embed(x))
 
+class Branching(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+
 def net(width=4): return Net(width)
+def branching(): return Branching()
 def tied(): return Tied()
 def fails(width=4):
     raise RuntimeError("no such disk")
@@ -251,6 +262,16 @@ def test_capture_a_spec(spec: Parse, folder: Path) -> None:
     assert torch.equal(loaded(x), program(x))
     fixed = load_program(spec(capture={"static": ["batch"]}))
     assert not fixed.dims
+
+
+@pytest.mark.parametrize("weights", [None, "meta"])
+def test_inputs_that_the_model_cannot_take(spec: Parse, weights: str | None) -> None:
+    block = {"factory": "model.py:net", "weights": weights}
+    with pytest.raises(ModelError, match="does not run on the inputs") as caught:
+        load_program(spec(block, inputs=[{"name": "x", "shape": [2, 5]}]))
+    assert "RuntimeError" in caught.value.reason
+    with pytest.raises(CaptureError):
+        load_program(spec("model.py:branching"))
 
 
 def test_an_exported_program(spec: Parse, folder: Path) -> None:
