@@ -99,11 +99,14 @@ def _parameter_to_json(parameter: Parameter) -> dict[str, Any]:
 def _modules_to_json(program: Program, *, foreign: bool) -> dict[str, Any]:
     """Return, by path, the configuration of every leaf; other modules only hold names."""
     called = {str(node.target) for node in program.graph.find_nodes(op="call_module")}
+    own = called | {str(node.target) for node in program.graph.find_nodes(op="get_attr")}
     written: dict[str, Any] = {}
     first: dict[int, str] = {}
     leaves: list[str] = []
     for path, module in program.module.named_modules(remove_duplicate=False):
-        if not path or any(path.startswith(f"{leaf}.") for leaf in leaves):
+        inside = any(path.startswith(f"{leaf}.") for leaf in leaves)
+        # A leaf brings its own children (MultiheadAttention), unless the graph uses one by itself.
+        if not path or (inside and not any(f"{name}.".startswith(f"{path}.") for name in own)):
             continue
         shared = first.setdefault(id(module), path)
         if shared != path:

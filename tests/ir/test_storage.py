@@ -96,6 +96,41 @@ def test_lstm(tmp_path):
     assert torch.equal(program(x), loaded(x))
 
 
+class NormAct(nn.BatchNorm2d):
+    """A leaf with a child of its own, as timm has them."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.act = nn.SiLU()
+
+    def forward(self, x):
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+        return self.act(x)
+
+
+def test_leaf_inside_a_leaf(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), NormAct(4)).eval()
+    program = capture(hash_weights_(model), (torch.zeros(2, 3, 4, 4),))
+    loaded = Program.load(program.save(tmp_path / "a.fxp"))
+    assert to_text(loaded) == to_text(program)
+    assert "%1.act " in to_text(loaded)
+    assert_equivalent(program, loaded, tolerance=0)
+
+
+def test_attention_module_keeps_its_own_children(tmp_path):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    program = capture(hash_weights_(Model().eval()), (torch.zeros(2, 5, 8),), opaque=("attention",))
+    loaded = Program.load(program.save(tmp_path / "a.fxp"))
+    assert_equivalent(program, loaded, tolerance=0)
+
+
 def test_meta_weights(tmp_path):
     with torch.device("meta"):
         model = nn.Linear(3, 4)
