@@ -6,17 +6,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from fxcompress.analysis import OutputComparison, cost
+from fxcompress.analysis import cost
 from fxcompress.errors import PassError
 from fxcompress.pipeline import proofs
 from fxcompress.pipeline.base import Decision
 from fxcompress.pipeline.context import Context
 from fxcompress.pipeline.lock import PassLock
-from fxcompress.pipeline.records import PassRecord
+from fxcompress.pipeline.records import PassRecord, Proof
 from fxcompress.pipeline.steps import Step
 from fxcompress.rewrite import GraphRewriter
 
@@ -107,7 +107,7 @@ class StepRunner:
         entry: PassLock,
         rewriter: GraphRewriter,
         before: CostSummary,
-        proof: proofs.Proof,
+        proof: Proof,
         started: float,
     ) -> PassRecord:
         return PassRecord(
@@ -189,14 +189,9 @@ def locked(step: Step, decision: Decision) -> PassLock:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's generators for a while, and give them back as they were."""
-    devices: list[Any] = (
-        list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    )
+    # Asking for all devices would start CUDA where nothing uses it.
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if started else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def empty_comparison() -> OutputComparison:
-    """Return the comparison of a thing with itself."""
-    return OutputComparison(max_abs=0.0, relative=0.0, cosine=1.0, sqnr_db=float("inf"))

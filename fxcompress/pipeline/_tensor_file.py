@@ -51,7 +51,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
             file.write(part)
         for name in names:
             flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            data = memoryview(flat.view(torch.uint8).numpy())
+            data = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
             sha.update(data)
             file.write(data)
     return sha.hexdigest()

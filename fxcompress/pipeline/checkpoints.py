@@ -190,7 +190,7 @@ class Checkpoints:
             with safe_open(str(self.folder / name / STATE), framework="pt") as file:
                 for key in keys:
                     read[(name, key)] = file.get_tensor(key)
-        return {name: read[tuple(place)] for name, place in places.items()}
+        return {name: read[place] for name, place in places.items()}
 
 
 def _called(program: Program) -> dict[str, torch.nn.Module]:

@@ -154,13 +154,13 @@ def digest_of(batch: Batch) -> str:
     import torch
     from torch.utils import _pytree as pytree
 
+    from fxcompress.ir import hash_tensor
+
     sha = hashlib.sha256()
     for path, leaf in pytree.tree_flatten_with_path(batch)[0]:
         sha.update(pytree.keystr(path).encode())
         if isinstance(leaf, torch.Tensor):
-            flat = leaf.detach().cpu().contiguous()
-            sha.update(f"{flat.dtype}{tuple(flat.shape)}".encode())
-            sha.update(flat.reshape(-1).view(torch.uint8).numpy())
+            sha.update(hash_tensor(leaf).encode())
         else:
             sha.update(repr(leaf).encode())
     return sha.hexdigest()

@@ -125,6 +125,7 @@ class _Run:
         record = identity.record(self.pipeline, original_cost)
         probing = Probing.of(self.original, self.context.seed)
         program, record, made = self._begin(record, identity.lock(), documents)
+        self._check_resumed(made, lock)
         if record.passes:
             probing.measure(program)
             digests.take(program)
@@ -166,6 +167,22 @@ class _Run:
                 reason="; ".join(drift),
                 hint="run without --locked to decide again and write a new lock",
             )
+
+    def _check_resumed(self, made: Lock, lock: Lock | None) -> None:
+        """Check that the decisions found in checkpoints are still those that would be replayed."""
+        for entry, step in zip(made.passes, self.pipeline, strict=False):
+            version = type(step.pass_).version
+            if entry.version != version:
+                raise LockError(
+                    f"{step.use} has version {version}, and the checkpoint was made by version "
+                    f"{entry.version}",
+                    hint="start the run again with --force",
+                )
+            if lock is not None and entry not in lock.passes:
+                raise LockError(
+                    f"the checkpoint of {step.id} holds another decision than the lock",
+                    hint="start the run again with --force",
+                )
 
     def _begin(
         self, record: RunRecord, lock: Lock, documents: Mapping[str, str]

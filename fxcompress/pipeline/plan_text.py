@@ -16,6 +16,9 @@ __all__ = ["render_plan"]
 SHOWN = 3
 """Changes and refusals shown per pass unless `verbose`."""
 
+WIDTH = 110
+"""Longer lines are cut unless `verbose`."""
+
 _STYLES = {"+": "green", "-": "red", "~": "yellow", "!": "magenta", "?": "cyan"}
 _Row = tuple[str, list[str], str]
 
@@ -67,7 +70,9 @@ def _append_lines(text: Text, lines: Sequence[tuple[str, str, str]], verbose: bo
     shown = lines if verbose or len(lines) <= SHOWN + 1 else lines[:SHOWN]
     for sign, subject, rest in shown:
         text.append(f"  {sign} ", style=_STYLES[sign])
-        text.append(f"{subject:<20}  {rest}".rstrip() + "\n")
+        line = f"{subject:<20}  {rest}".rstrip()
+        long = not verbose and len(line) > WIDTH
+        text.append(f"{line[: WIDTH - 1]}…\n" if long else f"{line}\n")
     if len(shown) < len(lines):
         text.append(f"  … {len(lines) - len(shown)} more (-v)\n", style="dim")
 

@@ -166,6 +166,7 @@ def _differences(found: RunRecord, record: RunRecord) -> list[str]:
         "the model": (found.model, record.model),
         "the seed": (found.seed, record.seed),
         "the passes": (found.steps, record.steps),
+        "the software": (str(found.versions), str(record.versions)),
     }
     return [
         f"{what} differs: {_short(was)} there, {_short(now)} here"
@@ -177,7 +178,9 @@ def _differences(found: RunRecord, record: RunRecord) -> list[str]:
 def _short(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
-    return str(value)[:12] or "none"
+    text = str(value)
+    # Digests are recognised by their first digits.
+    return (text[:12] if len(text) == 64 else text) or "none"
 
 
 def _take(guard: IO[str], path: Path) -> None:

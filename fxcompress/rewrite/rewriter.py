@@ -291,7 +291,8 @@ class GraphRewriter(Reader):
 
 
 def _first_after_placeholders(graph: fx.Graph) -> fx.Node:
-    return next(node for node in graph.nodes if node.op != "placeholder")
+    first: fx.Node = next(node for node in graph.nodes if node.op != "placeholder")
+    return first
 
 
 def _parameter(value: torch.Tensor, *, trainable: bool) -> nn.Parameter:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxcompress.errors import FxCompressError, PassError, RunFolderError
+from fxcompress.errors import FxCompressError, LockError, PassError, RunFolderError
 from fxcompress.pipeline import Context, RunFolder, execute
 from fxcompress.pipeline.checkpoints import Checkpoints
 from tests.pipeline import killed_runs, passes
@@ -257,3 +257,35 @@ def test_runs_with_opaque_modules_resume(tmp_path, monkeypatch):
     assert resumed.program.fingerprint() == expected.program.fingerprint()
     x = torch.randn(3, 3, 6, 6)
     assert torch.equal(resumed.program(x), expected.program(x))
+
+
+def test_a_checkpoint_of_another_version_of_a_pass_is_not_continued(tmp_path, monkeypatch):
+    run(tmp_path)
+    monkeypatch.setattr(passes.HeadNoise, "version", 2)
+    # The digest of steps composed in code holds versions; that of a spec does not.
+    found = json.loads((tmp_path / "run.json").read_text())
+    from fxcompress.pipeline._identity import digest_of_steps
+    from fxcompress.pipeline.steps import Pipeline
+
+    found["spec"] = digest_of_steps(Pipeline(STEPS))
+    (tmp_path / "run.json").write_text(json.dumps(found))
+    with pytest.raises(LockError, match="was made by version 1"):
+        run(tmp_path, resume=True)
+
+
+def test_a_lock_with_other_decisions_does_not_continue_a_run(tmp_path):
+    done = run(tmp_path)
+    (first, *rest) = done.lock.passes
+    other = first.model_copy(update={"decision": {**first.decision, "peak": 1.0}})
+    lock = done.lock.model_copy(update={"passes": (other, *rest)})
+    with pytest.raises(LockError, match="another decision than the lock"):
+        run(tmp_path, resume=True, lock=lock)
+
+
+def test_other_software_does_not_continue_a_run(tmp_path):
+    run(tmp_path)
+    found = json.loads((tmp_path / "run.json").read_text())
+    found["versions"]["torch"] = "1.0"
+    (tmp_path / "run.json").write_text(json.dumps(found))
+    with pytest.raises(RunFolderError, match=r"software differs: .*torch='1\.0'"):
+        run(tmp_path, resume=True)

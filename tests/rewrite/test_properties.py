@@ -87,6 +87,28 @@ def test_programs_stay_valid_and_edits_say_it_all(data):
     assert after(torch.randn(3, 3, 6, 6)).shape[0] == 3
     check_node_edits(rewriter, after)
     check_tensor_edits(rewriter, after)
+    check_diff(rewriter, after)
+
+
+def check_diff(rewriter, after):
+    """What a diff of the texts finds, the edits name: tensors one by one, nodes by base id.
+
+    An edit that adds or removes `/relu` renumbers `/relu@2`, which a diff by id calls a change.
+    """
+    difference = PROGRAM.diff(after)
+    tensors = {e.name for e in rewriter.edits if e.kind.endswith("-tensor")}
+    assert {change.name for change in difference.state} <= tensors
+    nodes = [e for e in rewriter.edits if e.kind.endswith("-node")]
+    renumbered = {base(e.node) for e in nodes if e.kind != "change-node"}
+    named = {e.node for e in nodes}
+    for change in difference.nodes:
+        bodies = f"{change.before and change.before.body} {change.after and change.after.body}"
+        explained = change.id in named or base(change.id) in renumbered
+        assert explained or any(f"%{each}" in bodies for each in renumbered), change
+
+
+def base(node_id):
+    return node_id.partition("@")[0]
 
 
 def check_node_edits(rewriter, after):
