@@ -72,17 +72,19 @@ def text(
     left: bool = False,
     mask: bool = True,
     extra: Mapping[str, int] | None = None,
+    fixed: bool = False,
 ) -> _Feed:
     """Feed token ids and an attention mask `[batch, seq]`; seq is `length` + 2 * batch.
 
     `left` pads in front, as a causal decoder needs it for its mask to matter. `extra` names further
-    integer inputs of the same shape with their number of values (token types).
+    integer inputs of the same shape with their number of values (token types). `fixed` keeps the
+    sequence at `length`, for models whose Python loops over it.
     """
     extra = extra or {}
 
     def inputs(batch: int, seed: int) -> Inputs:
         generator = torch.Generator().manual_seed(2000 + seed)
-        shape = (batch, length + 2 * batch)
+        shape = (batch, length if fixed else length + 2 * batch)
         kept = _mask(shape, seed, left=left)
         kwargs = {"input_ids": _ids(shape, generator) * kept}
         if mask:
@@ -92,7 +94,7 @@ def text(
         return (), kwargs
 
     names = ["input_ids", *(["attention_mask"] if mask else []), *extra]
-    return inputs, {name: {0: "batch", 1: "seq"} for name in names}
+    return inputs, {name: BATCH if fixed else {0: "batch", 1: "seq"} for name in names}
 
 
 def encoder_decoder(*, length: int = 8) -> _Feed:

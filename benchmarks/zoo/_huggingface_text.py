@@ -238,6 +238,8 @@ _STATE_SPACE: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {**_DECODER, "lru_width": 64, "attention_window_size": 8, "num_hidden_layers": 3},
     ),
 )
+# Their Python loops over the sequence, so its length is part of the graph.
+_SCANS = frozenset({"falcon_mamba", "mamba", "recurrent_gemma"})
 _MIXTURES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
         "ernie4_5_moe",
@@ -315,7 +317,7 @@ MODELS: tuple[ZooModel, ...] = (
         for name, cls, config in _DECODERS
     ),
     *(
-        huggingface(name, name, cls, config, text(left=True), "state_space")
+        huggingface(name, name, cls, config, text(left=True, fixed=name in _SCANS), "state_space")
         for name, cls, config in _STATE_SPACE
     ),
     huggingface(
@@ -323,7 +325,7 @@ MODELS: tuple[ZooModel, ...] = (
         "rwkv",
         "RwkvForCausalLM",
         {**_TOKENS, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2},
-        text(mask=False),
+        text(mask=False, fixed=True),
         "state_space",
     ),
     *(
