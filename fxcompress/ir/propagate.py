@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,10 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, free_unb
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import VerifyError
+from fxcompress.ir._memo import type_key
 from fxcompress.ir.modules import is_stock
 from fxcompress.ir.naming import node_ids
+from fxcompress.ir._recorder._recurrent import recurrent_result
 from fxcompress.ir.ops import module_of
 from fxcompress.ir.signature import Dim
 
@@ -137,6 +139,10 @@ class Evaluator:
         with self.mode, torch.no_grad(), enable_python_dispatcher():
             if node.op == "call_module":
                 module = module_of(node)
+                if isinstance(module, nn.RNNBase):
+                    known = recurrent_result(module, args, kwargs)
+                    if known is not None:
+                        return known
                 with self._faked(module):
                     return module(*args, **kwargs)
             if node.op == "call_method":
@@ -194,17 +200,30 @@ def propagate(program: Program, nodes: Collection[fx.Node] | None = None) -> Non
 def _propagate(program: Program, dirty: set[fx.Node] | None) -> None:
     evaluator = Evaluator(program)
     values: dict[fx.Node, Any] = {}
+    known: dict[Hashable, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             values[node] = node.meta["val"]
             continue
         asked = dirty is None or node in dirty or "val" not in node.meta
         if asked or (dirty and not dirty.isdisjoint(node.all_input_nodes)):
-            value = evaluate(evaluator, node, values)
+            key = type_key(node, values)
+            value = known[key] if key in known else evaluate(evaluator, node, values)
+            if key is not None and not _depends_on_data(value):
+                known[key] = value
             if dirty is not None and (asked or not same_type(node.meta["val"], value)):
                 dirty.add(node)
             node.meta["val"] = value
         values[node] = node.meta["val"]
+
+
+def _depends_on_data(value: Any) -> bool:
+    """Whether a size in a value is known only when it is computed: no two such sizes are one."""
+    return any(free_unbacked_symbols(leaf) for leaf in pytree.tree_leaves(value) if _sized(leaf))
+
+
+def _sized(leaf: Any) -> bool:
+    return isinstance(leaf, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 @contextmanager

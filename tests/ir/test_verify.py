@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fxcompress.errors import VerifyError
-from fxcompress.ir import Note, find_node, propagate, verify, violations
+from fxcompress.ir import Note, capture, find_node, propagate, verify, violations
 from tests.ir.small_models import small_cnn, small_transformer
 
 
@@ -82,6 +82,20 @@ def test_partial_propagation_follows_users(cnn):
     propagate(cnn, [fc])
     assert fc.meta["val"].shape[1] == 7
     assert violations(cnn) == []
+
+
+def test_sizes_that_depend_on_data_stay_apart():
+    class Model(nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    program = capture(Model(), (torch.zeros(3),))
+    x, add, output = program.nodes
+    with program.graph.inserting_before(output):
+        found = [program.graph.call_function(torch.nonzero, (node,)) for node in (x, add)]
+    propagate(program, found)
+    sizes = {str(node.meta["val"].shape[0]) for node in found}
+    assert len(sizes) == 2
 
 
 def test_dead_node(cnn):
