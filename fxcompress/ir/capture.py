@@ -14,6 +14,8 @@ from fxcompress.ir._recorder._inputs import BoundCall, DynamicDims, bind_call
 from fxcompress.ir._recorder._modes import DualRecording, record_both
 from fxcompress.ir._recorder._notes import (
     changed_state,
+    check_opaque,
+    fixed_sizes,
     kept_opaque,
     stochastic_calls,
     unused_state,
@@ -59,6 +61,7 @@ def capture(
         CaptureError: The model cannot be recorded faithfully; the error names its line.
         ModelError: The example inputs do not fit the model.
     """
+    check_opaque(model, tuple(opaque))
     call = bind_call(model, args, kwargs or {}, dynamic, static)
     sizes = _make_sizes(call)
     state = ModelState.of(model)
@@ -83,6 +86,7 @@ def _program(
     held |= set(dict(module.named_buffers(remove_duplicate=False)))
     ties = {alias: first for alias, first in state.ties.items() if alias in held}
     notes = (
+        *fixed_sizes(call),
         *dual.notes,
         *unused_state(state, module, model),
         *changed_state(recording.mutated, recording.leaves),

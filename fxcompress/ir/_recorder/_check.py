@@ -65,8 +65,7 @@ def _run(module: nn.Module, args: Any, kwargs: Any, program: Program) -> Any:
         raise CaptureError(
             f"the captured graph of {program.name} does not run on other sizes or values",
             reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
-            hint="declare the size static, mark the module as opaque, or use "
-            'tracer="export"',
+            hint='declare the size static, mark the module as opaque, or use tracer="export"',
         ) from error
 
 
@@ -217,5 +216,7 @@ class _Watcher(fx.Interpreter):
         if expected and not self.found:
             problem = _difference(_leaves(expected.pop(0)), _leaves(result))
             if problem:
-                self.found = f"{n.target} ({n.meta.get('source')}) is the first to differ: {problem}"
+                self.found = (
+                    f"{n.target} ({n.meta.get('source')}) is the first to differ: {problem}"
+                )
         return result

@@ -101,4 +101,3 @@ def _sink_state(graph: fx.Graph) -> None:
         first = min(node.users, key=lambda user: place[user])
         if first.op != "output":
             first.prepend(node)
-

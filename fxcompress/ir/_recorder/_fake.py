@@ -7,13 +7,13 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 
 from fxcompress.ir._recorder._recurrent import recurrent_result
 from fxcompress.ir.ops import op_of
 
-__all__ = ["Transcript", "quick_result", "run_fake"]
+__all__ = ["Transcript", "fill_values", "quick_result", "run_fake"]
 
 # What C++ kernels say that were written before sizes could be symbols.
 _NEEDS_PYTHON: Final = ("SymIntArrayRef", "symbolic sizes", "SymInt")
@@ -32,6 +32,18 @@ def run_fake(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
             raise
         with enable_python_dispatcher():
             return func(*args, **kwargs)
+
+
+def fill_values(graph: fx.Graph) -> None:
+    """Give every node that rewriting an in-place call added the value it computes."""
+    for node in graph.nodes:
+        if "val" in node.meta or node.op not in ("call_function", "call_method"):
+            continue
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
+        if isinstance(node.target, str):
+            node.meta["val"] = run_fake(getattr(args[0], node.target), tuple(args[1:]), kwargs)
+        else:
+            node.meta["val"] = run_fake(node.target, tuple(args), kwargs)  # type: ignore[arg-type]
 
 
 class Transcript:

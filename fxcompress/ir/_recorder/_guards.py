@@ -70,5 +70,7 @@ def assumptions(sizes: Sizes, guards: Iterable[Guard]) -> list[Note]:
             {s: sympy.Symbol(names[str(s)]) for s in guard.expression.free_symbols}
         )
         text = f"{shown} ({short_place(guard.place)})" if guard.place else str(shown)
-        notes.setdefault(str(shown), Note("assumption", ", ".join(sorted(names[f] for f in free)), text))
+        notes.setdefault(
+            str(shown), Note("assumption", ", ".join(sorted(names[f] for f in free)), text)
+        )
     return list(notes.values())

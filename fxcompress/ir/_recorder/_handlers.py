@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fxcompress.errors import CaptureError
 from fxcompress.ir._recorder._source import current_place, full_place
@@ -73,7 +74,8 @@ def _size(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
 def _read_data(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     known = recorder.known_value(args[0]) if args and isinstance(args[0], torch.Tensor) else None
     if isinstance(known, torch.Tensor) and len(args) == 1:
-        return func(known, **kwargs)
+        with _disable_current_modes():
+            return func(known, **kwargs)
     if known is not None and func in _SCALAR_READS:
         return known if func is torch.Tensor.item else _SCALAR_READS[func](known)
     name = getattr(func, "__name__", str(func)).strip("_")
@@ -139,7 +141,9 @@ def _symbolic(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and any(_symbolic(v) for v in value)
 
 
-def _from_sizes(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _from_sizes(
+    recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     data = args[0] if args else kwargs["data"]
     options = {k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}
     if isinstance(data, (tuple, list)):
@@ -159,7 +163,9 @@ def _as_tensor(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dic
     return _constant(recorder, func, args, kwargs)
 
 
-def _new_tensor(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _new_tensor(
+    recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     owner, data = args[0], args[1] if len(args) > 1 else kwargs["data"]
     dtype = kwargs.get("dtype") or owner.dtype
     device = kwargs.get("device") or owner.device

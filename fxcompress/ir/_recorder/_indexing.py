@@ -52,9 +52,7 @@ class Step:
     ) -> fx.Node:
         """Write the node that puts `new` back where the step took it from."""
         if self.kind == "select":
-            return recorder.emit(
-                torch.select_scatter, (old, new, self.dim, self.start), {}, value
-            )
+            return recorder.emit(torch.select_scatter, (old, new, self.dim, self.start), {}, value)
         if self.kind == "unsqueeze":
             return recorder.emit(torch.squeeze, (new, self.dim), {}, value)
         args = (old, new, self.dim, self.start, self.stop)

@@ -32,6 +32,7 @@ class BoundCall:
         given: Names of the parameters that the example call gave.
         inputs: The tensor leaves.
         examples: Their example values.
+        fixed: Sizes that are dynamic by name, and static by request: name -> size.
     """
 
     signature: inspect.Signature
@@ -39,6 +40,7 @@ class BoundCall:
     given: frozenset[str]
     inputs: tuple[TensorInput, ...]
     examples: tuple[torch.Tensor, ...]
+    fixed: Mapping[str, int]
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return args and kwargs of the call with other tensor leaves."""
@@ -85,7 +87,14 @@ def bind_call(
             hint="give one positional or keyword argument per required parameter",
         ) from error
     parameters, leaves = _parameters(signature, bound)
-    dims = _resolve(dynamic, leaves, frozenset(static))
+    dims = _resolve(dynamic, leaves)
+    fixed = {
+        dim: int(tensor.shape[place])
+        for leaf, tensor in leaves.items()
+        for place in range(tensor.dim())
+        if (dim := dims.get((leaf[0], place))) in frozenset(static)
+    }
+    dims = {place: dim for place, dim in dims.items() if dim not in fixed}
     inputs = []
     for (name, parameter, path), tensor in leaves.items():
         shape = tuple(dims.get((name, i), int(size)) for i, size in enumerate(tensor.shape))
@@ -96,6 +105,7 @@ def bind_call(
         frozenset(bound.arguments),
         tuple(inputs),
         tuple(leaves.values()),
+        fixed,
     )
     _check_consistent(call)
     return call
@@ -161,12 +171,12 @@ def _leaf_name(parameter: str, path: tuple[str | int, ...], taken: set[str]) -> 
 
 
 def _resolve(
-    dynamic: DynamicDims, leaves: Mapping[_Leaf, torch.Tensor], static: frozenset[str]
+    dynamic: DynamicDims, leaves: Mapping[_Leaf, torch.Tensor]
 ) -> dict[tuple[str, int], str]:
     if dynamic is None:
         return {}
     if isinstance(dynamic, str):
-        return _same_first_size(dynamic, leaves) if dynamic not in static else {}
+        return _same_first_size(dynamic, leaves)
     resolved: dict[tuple[str, int], str] = {}
     for key, dims in dynamic.items():
         chosen = {leaf: t for leaf, t in leaves.items() if key in (leaf[0], leaf[1])}
@@ -185,14 +195,11 @@ def _resolve(
                         f"dynamic names size {place} of {leaf[0]}, "
                         f"which has {tensor.dim()} dimensions"
                     )
-                if dim not in static:
-                    resolved[leaf[0], place % tensor.dim()] = dim
+                resolved[leaf[0], place % tensor.dim()] = dim
     return resolved
 
 
-def _same_first_size(
-    dim: str, leaves: Mapping[_Leaf, torch.Tensor]
-) -> dict[tuple[str, int], str]:
+def _same_first_size(dim: str, leaves: Mapping[_Leaf, torch.Tensor]) -> dict[tuple[str, int], str]:
     sizes = [(leaf[0], t.shape[0]) for leaf, t in leaves.items() if t.dim()]
     # A tensor whose first size is another one (position ids of [1, seq]) has no batch.
     return {(name, 0): dim for name, size in sizes if size == sizes[0][1]}

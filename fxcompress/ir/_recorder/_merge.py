@@ -172,7 +172,9 @@ def drop_inactive(graph: fx.Graph, leaves: dict[str, nn.Module]) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in _DROPOUTS:
             off = node.kwargs.get("training", True) is False or node.kwargs.get("p", 0.5) == 0.0
-        elif node.op == "call_module" and isinstance(leaves.get(str(node.target)), _DROPOUT_MODULES):
+        elif node.op == "call_module" and isinstance(
+            leaves.get(str(node.target)), _DROPOUT_MODULES
+        ):
             off = leaves[str(node.target)].p == 0.0  # type: ignore[union-attr]
         else:
             continue

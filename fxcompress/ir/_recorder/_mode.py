@@ -122,7 +122,8 @@ class Recorder(TorchFunctionMode):
         node = self.graph.create_node(
             kind, target, self.lower(tuple(args)), self.lower(dict(kwargs))
         )
-        node.meta["val"] = value
+        if value is not None:
+            node.meta["val"] = value
         node.meta["scope"] = self.scope
         node.meta["source"] = short_place(current_place())
         if not torch.is_grad_enabled() and not self.custom_depth:
@@ -148,8 +149,12 @@ class Recorder(TorchFunctionMode):
             for index, item in enumerate(result):
                 if isinstance(item, (torch.Tensor, tuple, list)):
                     part = self.emit(operator.getitem, (node, index), {}, item)
-                    self.define(item, part, source, None if call is None else (*call[:2],
-                                {**call[2], "__item__": index}))
+                    self.define(
+                        item,
+                        part,
+                        source,
+                        None if call is None else (*call[:2], {**call[2], "__item__": index}),
+                    )
         elif isinstance(result, dict):
             import operator
 

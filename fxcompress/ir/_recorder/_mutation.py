@@ -194,4 +194,3 @@ def scatter_of(
     from fxcompress.ir._recorder._views import view_of
 
     return view_of(recorder, call, result)
-

@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from torch import fx, nn
 
+from fxcompress.errors import CaptureError
+from fxcompress.ir._recorder._inputs import BoundCall
 from fxcompress.ir._recorder._state import ModelState
 from fxcompress.ir.program import Note
 
-__all__ = ["changed_state", "kept_opaque", "stochastic_calls", "unused_state"]
+__all__ = [
+    "changed_state",
+    "check_opaque",
+    "fixed_sizes",
+    "kept_opaque",
+    "stochastic_calls",
+    "unused_state",
+]
+
+
+def check_opaque(model: nn.Module, patterns: Iterable[str]) -> None:
+    """Check that every glob in `opaque` names a module.
+
+    Raises:
+        CaptureError: One matches nothing.
+    """
+    paths = [path for path, _ in model.named_modules() if path]
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            close = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.4)
+            raise CaptureError(
+                f"opaque {pattern!r} matches no module of {type(model).__name__}",
+                reason="a glob is compared with whole qualified names",
+                hint=f"did you mean {', '.join(map(repr, close))}?" if close else "",
+            )
+
+
+def fixed_sizes(call: BoundCall) -> list[Note]:
+    """Return one note per dynamic size that `static` fixed."""
+    return [
+        Note("static", name, f"fixed to {size}, the size of the example")
+        for name, size in call.fixed.items()
+    ]
 
 
 def unused_state(state: ModelState, module: fx.GraphModule, model: nn.Module) -> list[Note]:

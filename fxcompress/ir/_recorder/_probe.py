@@ -34,7 +34,15 @@ def _candidates(dim: Dim) -> list[int]:
     if dim.name == "batch":
         tried = [3 if n == 2 else 2, n + 1]
     else:
-        tried = [n - 1, n + 1, n - 2, n + 2, n // 2, n * 2, *(n + s for s in (4, 8, 14, 16, 32, 64))]
+        tried = [
+            n - 1,
+            n + 1,
+            n - 2,
+            n + 2,
+            n // 2,
+            n * 2,
+            *(n + s for s in (4, 8, 14, 16, 32, 64)),
+        ]
     return [size for size in tried if size >= dim.minimum and size != n]
 
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError, FxCompressError
 from fxcompress.ir._copying import copy_tree
-from fxcompress.ir._recorder._fake import Transcript
+from fxcompress.ir._recorder._fake import Transcript, fill_values
 from fxcompress.ir._recorder._guards import check_still_dynamic
 from fxcompress.ir._recorder._inputs import BoundCall
 from fxcompress.ir._recorder._mode import Recorder
@@ -76,7 +76,7 @@ def record_model(
     twin = copy_tree(model, stand_ins)
     twin.train(training) if training else twin.eval()
     recorder = Recorder(state, stand_ins, sizes, transcript, training=training)
-    follower = ModuleFollower(recorder, twin, opaque, stochastic or {})
+    follower = ModuleFollower(recorder, twin, model, opaque, stochastic or {})
     for tensor, fake in zip(call.inputs, fakes, strict=True):
         node = recorder.graph.placeholder(tensor.name)
         node.meta.update(val=fake, scope=(), source=None)
@@ -97,6 +97,7 @@ def record_model(
             register_trees(result)
             flat, tree = pytree.tree_flatten(result)
             outputs = tuple(_output_leaf(recorder, leaf) for leaf in flat)
+            fill_values(recorder.graph)
     recorder.graph.output(outputs)
     check_still_dynamic(sizes)
     return Recording(

@@ -14,9 +14,7 @@ from torch import nn
 __all__ = ["recurrent_result"]
 
 
-def recurrent_result(
-    module: nn.RNNBase, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Any:
+def recurrent_result(module: nn.RNNBase, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Return output and final states of a recurrent layer, or None for a packed sequence.
 
     With `batch_first` the input is `[batch, time, features]`, else `[time, batch, features]`;

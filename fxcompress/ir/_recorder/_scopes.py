@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
+from fxcompress.ir._recorder._opaque import opaque_result
 from fxcompress.ir.modules import is_stock, qualified_class
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class ModuleFollower:
 
     Args:
         recorder: Where leaves are written.
-        model: The model that is recorded; its modules' names are the scopes.
+        twin: The copy that is recorded; its modules' names are the scopes.
+        model: The original, for opaque modules that must run on real tensors.
         opaque: Globs of qualified names that stay one untouched call each.
         stochastic: Stock forms of the model's stochastic leaves, by qualified name.
     """
@@ -48,17 +50,19 @@ class ModuleFollower:
     def __init__(
         self,
         recorder: Recorder,
+        twin: nn.Module,
         model: nn.Module,
         opaque: tuple[str, ...],
         stochastic: Mapping[str, nn.Module],
     ) -> None:
         self.recorder = recorder
+        self._model = model
         self.paths: dict[int, str] = {}
         self.leaves: dict[str, nn.Module] = {}
         self.opaque_paths: set[str] = set()
         self._opaque = opaque
         self._stochastic = stochastic
-        for path, module in model.named_modules():
+        for path, module in twin.named_modules():
             self.paths[id(module)] = path
 
     @contextlib.contextmanager
@@ -85,7 +89,7 @@ class ModuleFollower:
             return original(module, *args, **kwargs)
         if path and self._is_opaque(path):
             self.opaque_paths.add(path)
-            return self._leaf(original, path, module, args, kwargs)
+            return self._opaque_leaf(original, path, module, args, kwargs)
         if path in self._stochastic:
             return self._stochastic_leaf(path, self._stochastic[path], args, kwargs)
         if path and is_leaf(module):
@@ -109,6 +113,19 @@ class ModuleFollower:
         return self.recorder.leaf(
             path, module, args, kwargs, lambda: original(module, *args, **kwargs)
         )
+
+    def _opaque_leaf(
+        self, original: Any, path: str, module: nn.Module, args: Any, kwargs: Any
+    ) -> Any:
+        def forward() -> Any:
+            try:
+                return original(module, *args, **kwargs)
+            except Exception as error:
+                real = self._model.get_submodule(path)
+                return opaque_result(path, real, args, kwargs, self.recorder.sizes, error)
+
+        self.leaves.setdefault(path, module)
+        return self.recorder.leaf(path, module, args, kwargs, forward)
 
     def _stochastic_leaf(self, path: str, stock: nn.Module, args: Any, kwargs: Any) -> Any:
         operand = args[0] if args else next(iter(kwargs.values()))

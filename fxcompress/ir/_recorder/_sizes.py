@@ -207,9 +207,7 @@ def _parts(expr: sympy.Basic) -> Iterator[_Part]:
 
 
 _ROOTS: Final[dict[Any, Callable[..., Any]]] = {
-    getattr(sf, name): torch._sym_sqrt
-    for name in ("OpaqueUnaryFn_sqrt",)
-    if hasattr(sf, name)
+    getattr(sf, name): torch._sym_sqrt for name in ("OpaqueUnaryFn_sqrt",) if hasattr(sf, name)
 }
 
 

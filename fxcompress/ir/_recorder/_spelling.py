@@ -51,7 +51,12 @@ def is_method(func: Callable[..., Any]) -> bool:
 
 def _canonical_function(func: Callable[..., Any]) -> Callable[..., Any]:
     op = op_of(func)
-    if op is None or not op.functions or func in op.variants or isinstance(func, torch._ops.OpOverload):
+    if (
+        op is None
+        or not op.functions
+        or func in op.variants
+        or isinstance(func, torch._ops.OpOverload)
+    ):
         return func
     target = op.functions[0]
     return target if getattr(target, "__name__", "") == getattr(func, "__name__", "") else func

@@ -10,7 +10,17 @@ from torch.utils import _pytree as pytree
 
 __all__ = ["register_trees"]
 
-_PLAIN = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, str, bytes, int, float, complex)
+_PLAIN = (
+    torch.Tensor,
+    torch.SymInt,
+    torch.SymFloat,
+    torch.SymBool,
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+)
 
 
 def register_trees(value: Any) -> None:

@@ -53,13 +53,13 @@ def view_of(
     return again, make(recorder, parent, result, positional[1:], named, item)
 
 
-def _argument(rest: tuple[Any, ...], named: dict[str, Any], place: int, name: str, default: Any) -> Any:
+def _argument(
+    rest: tuple[Any, ...], named: dict[str, Any], place: int, name: str, default: Any
+) -> Any:
     return rest[place] if len(rest) > place else named.get(name, default)
 
 
-def _reshaped(
-    recorder: Recorder, parent: torch.Tensor, result: torch.Tensor, *_: Any
-) -> Scatter:
+def _reshaped(recorder: Recorder, parent: torch.Tensor, result: torch.Tensor, *_: Any) -> Scatter:
     def scatter(old: fx.Node, new: fx.Node) -> fx.Node:
         return recorder.emit(torch.reshape, (new, tuple(parent.shape)), {}, parent)
 
@@ -106,9 +106,7 @@ def _selected(
 ) -> Scatter:
     dim = _argument(rest, named, 0, "dim", 0)
     index = _argument(rest, named, 1, "index", item)
-    return lambda old, new: recorder.emit(
-        torch.select_scatter, (old, new, dim, index), {}, parent
-    )
+    return lambda old, new: recorder.emit(torch.select_scatter, (old, new, dim, index), {}, parent)
 
 
 def _narrowed(
@@ -180,9 +178,7 @@ def _diagonal(
     named: dict[str, Any],
     item: Any,
 ) -> Scatter:
-    return lambda old, new: recorder.emit(
-        torch.diagonal_scatter, (old, new, *rest), named, parent
-    )
+    return lambda old, new: recorder.emit(torch.diagonal_scatter, (old, new, *rest), named, parent)
 
 
 _SCATTERS: dict[Any, Callable[..., Scatter | None]] = {
