@@ -140,8 +140,9 @@ def main() -> None:
             "SQNR, dB",
         ),
         rows,
-        f"Batch {options.batch}, one thread, {options.repeats} interleaved repeats, random weights, "
-        f"{CALIBRATION} calibration images. Goals: at least 0.95 × quantize_static and 3 × fp32.",
+        f"Batch {options.batch}, one thread, {options.repeats} interleaved repeats, random "
+        f"weights, {CALIBRATION} calibration images. "
+        "Goals: at least 0.95 × quantize_static and 3 × fp32.",
     )
 
 

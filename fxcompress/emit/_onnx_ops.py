@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy
+import torch
+from torch.export import ExportedProgram
 
 from fxcompress.emit._lower_qdq import register_decomposed
 
@@ -16,14 +18,28 @@ _INT32 = 6
 _RANGES = {"u8": (0, 255), "s8": (-128, 127)}
 
 
-def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
+def translations(program: ExportedProgram) -> Mapping[Callable[..., Any], Callable[..., Any]]:
     """Return the table for `torch.onnx.export(custom_translation_table=…)`."""
     ops = register_decomposed()
-    return {
+    table = {
         ops.quantize_per_tensor.default: _quantize_per_tensor,
         ops.dequantize_per_tensor.default: _dequantize_per_tensor,
         ops.dequantize_per_channel.default: _dequantize_per_channel,
     }
+    pools = program.graph.find_nodes(
+        op="call_function", target=torch.ops.aten.adaptive_avg_pool2d.default
+    )
+    # An entry takes every call of the op, so any other size must be left to torch.
+    if pools and all(list(node.args[1]) == [1, 1] for node in pools):
+        table[torch.ops.aten.adaptive_avg_pool2d.default] = _global_average_pool
+    return table
+
+
+def _global_average_pool(input: Any, output_size: Any) -> Any:
+    """Pool to one value per channel; torch would make a ReduceMean, which has no integer kernel."""
+    from onnxscript import opset18 as op
+
+    return op.GlobalAveragePool(input)
 
 
 def _quantize_per_tensor(

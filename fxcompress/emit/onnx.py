@@ -61,7 +61,7 @@ def _translate(plain: PlainProgram, program: torch.export.ExportedProgram, opset
                 input_names=[tensor.name for tensor in plain.signature.inputs],
                 output_names=list(plain.outputs),
                 opset_version=opset,
-                custom_translation_table=dict(translations()),
+                custom_translation_table=dict(translations(program)),
                 verbose=False,
             )
         except Exception as error:

@@ -21,9 +21,8 @@ from fxcompress.emit._source.tree import Unit, build_tree
 from fxcompress.errors import EmitError
 from fxcompress.ir.program import Program
 
-__all__ = ["WEIGHTS", "write"]
+__all__ = ["write"]
 
-WEIGHTS: Final = "weights.safetensors"
 
 _DTYPES: Final = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -52,11 +51,14 @@ def write(job: Job) -> Written:
     state, ties = _state(plain.module, tree)
     (output,) = plain.module.graph.find_nodes(op="output")
     classes = write_classes(tree, symbols, plain.signature, list(output.args[0]), job.program.name)
-    source = render(classes, _constants(state, ties), _facts(job.program, plain))
+    # Several models may go to one folder, each under a name of its own.
+    stem = job.options.stem
+    weights = f"{'' if stem == 'model' else stem + '.'}weights.safetensors"
+    source = render(classes, _constants(state, ties), _facts(job.program, plain, weights))
     compile(source, name, "exec")
     (job.stage / name).write_text(source, encoding="utf-8")
-    save_file(state, job.stage / WEIGHTS)
-    return Written((name, WEIGHTS), _notes(name, plain, tree))
+    save_file(state, job.stage / weights)
+    return Written((name, weights), _notes(name, plain, tree))
 
 
 def _state(module: fx.GraphModule, tree: Unit) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -104,7 +106,7 @@ def _constants(state: dict[str, torch.Tensor], ties: dict[str, str]) -> dict[str
     return constants
 
 
-def _facts(program: Program, plain: PlainProgram) -> dict[str, Any]:
+def _facts(program: Program, plain: PlainProgram, weights: str) -> dict[str, Any]:
     prints = program.fingerprint()
     try:
         ours = version("fxcompress")
@@ -114,7 +116,7 @@ def _facts(program: Program, plain: PlainProgram) -> dict[str, Any]:
         "title": program.name,
         "version": ours,
         "usage": plain.usage().replace("module(", "model(", 1),
-        "weights": WEIGHTS,
+        "weights": weights,
         "structure": prints.structure[:16],
         "state": prints.weights[:16],
     }
