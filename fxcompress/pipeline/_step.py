@@ -23,8 +23,9 @@ from fxcompress.rewrite import GraphRewriter
 if TYPE_CHECKING:
     from fxcompress.analysis import CostSummary
     from fxcompress.ir import Program
+    from fxcompress.pipeline._probing import Probing
     from fxcompress.pipeline.lock import Lock
-    from fxcompress.pipeline.proofs import Digests, Probing
+    from fxcompress.pipeline.proofs import Digests
 
 __all__ = ["Applied", "StepRunner", "decide", "rewritten"]
 
@@ -73,15 +74,15 @@ class StepRunner:
         after.verify()
         proofs.check_finite(after, proofs.changed_tensors(rewriter.edits))
         step.pass_.ensures(program, after, decision)
-        to_previous, to_original = self.probing.measure(after)
-        proof = proofs.prove(step, rewriter.edits, self.probing, to_previous)
+        outputs = self.probing.measure(after)
+        proof = proofs.prove(step, rewriter.edits, outputs)
         self.digests.take(after)
         before, self.cost = self.cost, cost(after).summary()
         entry = locked(step, decision)
         record = self._record(index, step, entry, rewriter, before, proof, started)
         measured = {
-            "to_previous": to_previous,
-            "to_original": to_original,
+            "to_previous": outputs.to_previous,
+            "to_original": outputs.to_original,
             "metric": self.context.evaluate(after),
         }
         record = record.model_copy(update=measured)

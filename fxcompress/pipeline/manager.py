@@ -14,10 +14,11 @@ from fxcompress.analysis import cost
 from fxcompress.errors import LockError, ModelError, RunFolderError
 from fxcompress.pipeline import _failure
 from fxcompress.pipeline._identity import Identity
+from fxcompress.pipeline._probing import Probing
 from fxcompress.pipeline._step import Applied, StepRunner
 from fxcompress.pipeline.checkpoints import Checkpoints
 from fxcompress.pipeline.lock import Lock, data_now
-from fxcompress.pipeline.proofs import Digests, Probing, check_finite, has_values
+from fxcompress.pipeline.proofs import Digests, check_finite, has_values
 from fxcompress.pipeline.records import RunRecord
 from fxcompress.pipeline.run_folder import RunFolder
 from fxcompress.pipeline.steps import Event, OnEvent, Pipeline, Step
@@ -123,7 +124,7 @@ class _Run:
             plan.check(identity.lock(), self.pipeline)
         original_cost = cost(self.original).summary()
         record = identity.record(self.pipeline, original_cost)
-        probing = Probing.of(self.original, self.context.seed)
+        probing = Probing.of(self.original, self.context)
         program, record, made = self._begin(record, identity.lock(), documents)
         self._check_resumed(made, lock)
         if record.passes:

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from fxcompress.analysis import OutputComparison, compare
 from fxcompress.errors import NumericsError, PassError
-from fxcompress.ir import hash_tensor, node_ids
-from fxcompress.pipeline._probes import Leaves, first_bad, has_bad, probes, run
+from fxcompress.ir import hash_tensor
+from fxcompress.pipeline._probes import has_bad
 from fxcompress.pipeline.records import Proof
 from fxcompress.rewrite.edits import AddTensor, Edit, SetTensor
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
+    from fxcompress.pipeline._probing import Measured
     from fxcompress.pipeline.steps import Step
 
-__all__ = ["Digests", "Probing", "check_finite", "check_trained", "has_values"]
-
-# max |Δ| / range(y) that rounding explains: a few thousand roundings of the outputs' precision.
-TOLERANCES = {
-    torch.float64: 1e-10,
-    torch.float32: 5e-5,
-    torch.float16: 1e-2,
-    torch.bfloat16: 8e-2,
-}
+__all__ = ["Digests", "check_finite", "check_trained", "has_values", "prove"]
 
 
 def has_values(program: Program) -> bool:
@@ -130,76 +121,7 @@ def _describe(edit: Edit) -> str:
     return f"{edit.kind} {subject}"
 
 
-@dataclass
-class Probing:
-    """Outputs of the original and of the last Program on fixed probes.
-
-    Only outputs are kept, so that no Program has to stay in memory to be compared with.
-    """
-
-    inputs: tuple[Leaves, ...]
-    original: tuple[tuple[object, ...], ...]
-    previous: tuple[tuple[object, ...], ...] = field(default=())
-
-    @staticmethod
-    def of(program: Program, seed: int) -> Probing:
-        """Run the original on the probes.
-
-        Raises:
-            NumericsError: Its outputs hold a NaN; the first node that does is named.
-        """
-        inputs = probes(program, seed)
-        outputs = tuple(run(program, leaves) for leaves in inputs)
-        for leaves, output in zip(inputs, outputs, strict=True):
-            if has_bad(output, infinite=False):
-                raise _numerics(program, leaves, infinite=False)
-        return Probing(inputs, outputs, outputs)
-
-    def measure(self, program: Program) -> tuple[OutputComparison, OutputComparison]:
-        """Run a Program on the probes; return its difference to the previous and the original.
-
-        Raises:
-            NumericsError: A NaN appeared, or an infinity where there was none.
-            PassError: The outputs have other shapes.
-        """
-        outputs: list[tuple[object, ...]] = []
-        for leaves, before in zip(self.inputs, self.previous, strict=True):
-            output = run(program, leaves)
-            infinite = not has_bad(before, infinite=True)
-            if has_bad(output, infinite=infinite):
-                raise _numerics(program, leaves, infinite=infinite)
-            outputs.append(output)
-        try:
-            to_previous = compare(self.previous, tuple(outputs))
-            to_original = compare(self.original, tuple(outputs))
-        except ValueError as error:
-            raise PassError("the outputs have another structure", reason=str(error)) from error
-        self.previous = tuple(outputs)
-        return to_previous, to_original
-
-    @property
-    def tolerance(self) -> float:
-        """What rounding may do to the outputs, relative to their range."""
-        kinds = {
-            each.dtype
-            for outputs in self.previous
-            for each in _tensors(outputs)
-            if each.is_floating_point()
-        }
-        return max((TOLERANCES.get(kind, 1e-1) for kind in kinds), default=0.0)
-
-    @property
-    def sizes(self) -> int:
-        """How many probes there are."""
-        return len(self.inputs)
-
-
-def prove(
-    step: Step,
-    edits: Sequence[Edit],
-    probing: Probing,
-    to_previous: OutputComparison,
-) -> Proof:
+def prove(step: Step, edits: Sequence[Edit], measured: Measured) -> Proof:
     """Grade a pass by what it promises and what was measured.
 
     Raises:
@@ -207,24 +129,28 @@ def prove(
             changed the structure.
     """
     preserves = type(step.pass_).preserves
-    checks = ("input unchanged", "unrecorded weights bit-identical", "types verified")
-    error = to_previous.relative
+    proof = Proof(
+        grade="measured",
+        probes=measured.probes,
+        on=measured.on,
+        error=measured.to_previous.relative,
+        checks=("input unchanged", "unrecorded weights bit-identical", "types verified"),
+    )
+    if preserves == "approximate":
+        return proof
     if preserves == "trained":
         check_trained(edits, step)
-        return Proof(grade="structure", probes=probing.sizes, error=error, checks=checks)
-    if preserves == "approximate":
-        return Proof(grade="measured", probes=probing.sizes, error=error, checks=checks)
-    tolerance = probing.tolerance
-    if not error <= tolerance:
+        return proof.model_copy(update={"grade": "structure"})
+    worst, tolerance = measured.worst, measured.tolerance
+    if not worst <= tolerance:
         raise PassError(
             f"pass {step.id} promises to be exact, and its outputs differ",
-            reason=f"by {error:.3g} of their range, and rounding explains {tolerance:.3g}",
+            reason=f"by {worst:.3g} of their range, and rounding explains {tolerance:.3g}",
             hint="this is a mistake in the pass, or in the weights' precision; report it",
             where=step.where or None,
         )
-    return Proof(
-        grade="equal", probes=probing.sizes, error=error, tolerance=tolerance, checks=checks
-    )
+    exact = {"grade": "equal", "error": worst, "tolerance": tolerance}
+    return proof.model_copy(update=exact)
 
 
 def digest_of_model(structure: str, digests: Mapping[str, str]) -> str:
@@ -233,22 +159,3 @@ def digest_of_model(structure: str, digests: Mapping[str, str]) -> str:
     for name, digest in sorted(digests.items()):
         sha.update(f"\n{name} {digest}".encode())
     return sha.hexdigest()
-
-
-def _tensors(value: object) -> Iterable[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _tensors(each)
-
-
-def _numerics(program: Program, leaves: Leaves, *, infinite: bool) -> NumericsError:
-    node = first_bad(program, leaves, infinite=infinite)
-    where = "the output" if node is None else node_ids(program)[node]
-    return NumericsError(
-        f"the output of {where} holds values that are no finite numbers",
-        reason="every weight is finite, so the computation overflows or divides by zero",
-        hint="a wider dtype for this node, or weights in a smaller range",
-        where=where,
-    )

@@ -28,13 +28,16 @@ class Proof(_Record):
             `structure` (a trained pass: the graph is unchanged), `unchecked` (weights without
             values cannot be run).
         probes: How many inputs were compared, over which batch sizes.
-        error: The largest max |Δ| / range(y) over the probes; None where nothing was run.
+        on: What the error of an approximate or trained pass was measured on: a batch of the data,
+            or random inputs where there is none. Exact passes are compared on both.
+        error: The largest max |Δ| / range(y); None where nothing was run.
         tolerance: What `error` had to stay below; None where it was only measured.
         checks: What else held, in words.
     """
 
     grade: Literal["equal", "measured", "structure", "unchecked"]
     probes: int = 0
+    on: Literal["data", "random inputs"] = "random inputs"
     error: float | None = None
     tolerance: float | None = None
     checks: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ def test_every_pass_is_recorded_with_its_proof():
     identity, noise, calibrate, train = done.record.passes
     assert identity.counts == {"add-node": 1, "change-node": 2}
     assert identity.proof.error == 0.0
-    assert identity.proof.probes == 2
+    assert identity.proof.probes == 3
     assert identity.after.nodes == identity.before.nodes + 1
     assert noise.counts == {"set-tensor": 1}
     assert 0 < noise.to_previous.relative < 0.2
@@ -207,3 +207,30 @@ def test_batches_come_without_labels_and_cut_to_size():
     assert [target is None for _, target in reader.labelled("eval")] == [False, False, True]
     with pytest.raises(DataError, match="3 batches, and 5"):
         list(reader.batches("eval", 5))
+
+
+def test_approximate_passes_are_measured_on_data_where_there_is_any():
+    program = models.convnet()
+    steps = [step(passes.Noise)]
+    on_data = execute(program, steps, context()).record.passes[0]
+    on_random = execute(program, steps, Context(seed=3)).record.passes[0]
+    assert (on_data.proof.on, on_data.proof.probes) == ("data", 3)
+    assert (on_random.proof.on, on_random.proof.probes) == ("random inputs", 2)
+    assert on_data.to_original != on_random.to_original
+    (batch,) = context().data["calibration"][:1]
+    done = execute(program, steps, context())
+    with torch.no_grad():
+        difference = (done.program(*batch) - program(*batch)).abs().max()
+    assert on_data.to_original.max_abs == pytest.approx(float(difference), rel=1e-4)
+
+
+def test_data_of_other_sizes_than_captured_is_cut_or_left_out():
+    from fxcompress.ir import capture
+
+    model = models.ConvNet().eval()
+    fixed = capture(model, (torch.randn(1, 3, 6, 6),), dynamic={})
+    cut = execute(fixed, [step(passes.Noise)], context()).record.passes[0]
+    assert cut.proof.on == "data"
+    wide = Context(data={"eval": [(torch.randn(1, 3, 9, 9),)]})
+    left_out = execute(fixed, [step(passes.Noise)], wide).record.passes[0]
+    assert left_out.proof.on == "random inputs"
