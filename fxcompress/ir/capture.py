@@ -11,7 +11,7 @@ from torch import nn
 from fxcompress.ir._calling import CallLike
 from fxcompress.ir._recorder._build import build_module
 from fxcompress.ir._recorder._inputs import BoundCall, DynamicDims, bind_call
-from fxcompress.ir._recorder._modes import DualRecording, record_both
+from fxcompress.ir._recorder._modes import DualRecording, record_both, record_exported
 from fxcompress.ir._recorder._notes import (
     changed_state,
     check_opaque,
@@ -22,7 +22,7 @@ from fxcompress.ir._recorder._notes import (
 )
 from fxcompress.ir._recorder._sizes import Sizes
 from fxcompress.ir._recorder._state import ModelState
-from fxcompress.ir._recorder._verified import verified
+from fxcompress.ir._recorder._verified import check_against_export, verified
 from fxcompress.ir.program import Program
 from fxcompress.ir.signature import Signature
 
@@ -40,6 +40,7 @@ def capture(
     name: str | None = None,
     verify: bool = True,
     tracer: Literal["recorder", "export"] = "recorder",
+    check: Literal["export"] | None = None,
 ) -> Program:
     """Record `model` on example inputs and return it as a Program.
 
@@ -55,7 +56,9 @@ def capture(
         static: Names in `dynamic` that are fixed to the example's size after all.
         name: The Program's name; the model's class where it is None.
         verify: Whether to compare the Program with the model on a second random input.
-        tracer: `export` captures through `torch.export`, where the recorder cannot.
+        tracer: `export` captures through `torch.export`, where the recorder cannot; the graph is
+            then that of evaluation mode.
+        check: `export` asks `torch.export` for a second opinion on the Program's outputs.
 
     Raises:
         CaptureError: The model cannot be recorded faithfully; the error names its line.
@@ -67,10 +70,17 @@ def capture(
     state = ModelState.of(model)
     device = next((t.device for t in call.examples if t.device.type != "meta"), torch.device("cpu"))
     stand_ins = state.fakes(sizes.fake_mode, device)
-    dual = record_both(model, state, call, sizes, stand_ins, tuple(opaque))
+    if tracer == "export":
+        dual = record_exported(model, state, call, sizes, stand_ins)
+    else:
+        dual = record_both(model, state, call, sizes, stand_ins, tuple(opaque))
     title = name or type(model).__name__
     program = _program(model, dual, call, state, title)
-    return verified(program, model, call, dual) if verify else program
+    if verify:
+        program = verified(program, model, call, dual)
+    if check == "export":
+        check_against_export(program, model, call, dual)
+    return program
 
 
 def _program(

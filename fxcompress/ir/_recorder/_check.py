@@ -16,7 +16,7 @@ from fxcompress.ir._recorder._inputs import BoundCall
 from fxcompress.ir._recorder._record import untouched_random_state
 from fxcompress.ir.program import Program
 
-__all__ = ["check_evaluation", "check_training"]
+__all__ = ["check_evaluation", "check_training", "output_difference"]
 
 # Of the largest magnitude of the tensor. The same kernels run on both sides; only a fused
 # attention against one spelled out leaves a rounding difference.
@@ -108,6 +108,11 @@ def check_training(
         if problem:
             return f"buffer {name}: {problem}"
     return ""
+
+
+def output_difference(expected: Any, got: Any) -> str:
+    """Return how two outputs differ, empty if they do not."""
+    return _difference(_leaves(expected), _leaves(got))
 
 
 def _twin(model: nn.Module) -> nn.Module:

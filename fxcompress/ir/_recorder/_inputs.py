@@ -214,7 +214,7 @@ def _check_consistent(call: BoundCall) -> None:
             first = seen.setdefault(size, (int(real), tensor.name))
             if first[0] != real:
                 raise ModelError(
-                    f"dynamic size {size!r} is {first[0]} in {first[1]} and {real} in {tensor.name}",
+                    f"the size {size!r} is {first[0]} in {first[1]} and {real} in {tensor.name}",
                     reason="one name is one size",
                     hint="give the two sizes different names",
                 )

@@ -10,8 +10,9 @@ from torch import nn
 
 from fxcompress.errors import CaptureError
 from fxcompress.ir._recorder._clean import clean, remove_dead
-from fxcompress.ir._recorder._gradients import settle_gradients
+from fxcompress.ir._recorder._export import Player, export_model, fold_stateless_modules
 from fxcompress.ir._recorder._fake import Transcript
+from fxcompress.ir._recorder._gradients import settle_gradients
 from fxcompress.ir._recorder._guards import assumptions
 from fxcompress.ir._recorder._inputs import BoundCall
 from fxcompress.ir._recorder._merge import Difference, drop_inactive, merge_modes
@@ -22,7 +23,7 @@ from fxcompress.ir._recorder._stochastic import find_stochastic_leaves
 from fxcompress.ir._recorder._stock import fold_stock_modules
 from fxcompress.ir.program import Note
 
-__all__ = ["DualRecording", "record_both"]
+__all__ = ["DualRecording", "record_both", "record_exported"]
 
 
 @dataclass
@@ -80,6 +81,38 @@ def record_both(
     drop_inactive(evaluated.graph, evaluated.leaves)
     dual.notes.extend(assumptions(sizes, evaluated.guards))
     return dual
+
+
+def record_exported(
+    model: nn.Module,
+    state: ModelState,
+    call: BoundCall,
+    sizes: Sizes,
+    stand_ins: Mapping[int, Any],
+) -> DualRecording:
+    """Record what `torch.export` makes of `model`: evaluation mode only.
+
+    Raises:
+        CaptureError: It cannot be exported, or its calls cannot be recorded.
+    """
+    exported = export_model(model, call, sizes)
+    recording = record_model(
+        model, state, call, sizes, dict(stand_ins), Transcript(), fake_inputs(call, sizes),
+        training=False, player=Player(exported, model, state, stand_ins),
+    )  # fmt: skip
+    graph, leaves = recording.graph, recording.leaves
+    remove_dead(graph)
+    settle_gradients(graph, state, set())
+    fold_stock_modules(graph, leaves, model, state, training=False)
+    fold_stateless_modules(graph, leaves, model)
+    clean(graph)
+    drop_inactive(graph, leaves)
+    notes = [
+        Note("tracer", type(model).__name__, "captured through torch.export"),
+        Note("train-differs", "", "torch.export gives the graph of evaluation mode only"),
+        *assumptions(sizes, recording.guards),
+    ]
+    return DualRecording(recording, trains=False, notes=notes)
 
 
 def _trains(path: str, leaf: nn.Module, state: ModelState) -> bool:

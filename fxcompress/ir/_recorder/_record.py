@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,8 +67,11 @@ def record_model(
     training: bool,
     opaque: tuple[str, ...] = (),
     stochastic: Mapping[str, nn.Module] | None = None,
+    player: Callable[[Recorder, tuple[Any, ...], dict[str, Any]], Any] | None = None,
 ) -> Recording:
     """Run a copy of `model` on fake tensors and return what it called.
+
+    With `player`, the calls are those that it makes, not the model's own.
 
     Raises:
         CaptureError: The model does something that a graph cannot hold.
@@ -93,7 +96,7 @@ def record_model(
             modes.enter_context(sizes.fake_mode)
             modes.enter_context(torch.enable_grad())
             with follower.following(), _custom_functions(recorder), recorder:
-                result = twin(*args, **kwargs)
+                result = player(recorder, args, kwargs) if player else twin(*args, **kwargs)
             register_trees(result)
             flat, tree = pytree.tree_flatten(result)
             outputs = tuple(_output_leaf(recorder, leaf) for leaf in flat)
