@@ -78,7 +78,7 @@ def _with_real_tensors(path: str, leaf: nn.Module, state: ModelState) -> nn.Modu
         if child is not None:
             new._modules[name] = _with_real_tensors(f"{path}.{name}", child, state)
     if getattr(new, "inplace", False) is True:
-        new.inplace = False
+        new.__dict__["inplace"] = False
     if isinstance(new, nn.RNNBase):
         new._flat_weights = [getattr(new, n) for n in new._flat_weights_names]
     return new
@@ -110,15 +110,15 @@ def _install(
 
 def _install_ties(root: nn.Module, model: nn.Module, state: ModelState) -> None:
     """Give a tied tensor all its names, so that the state dict keeps the original's keys."""
-    held = dict(root.named_parameters(remove_duplicate=False))
-    held.update(root.named_buffers(remove_duplicate=False))
+    held = {name for name, _ in root.named_parameters(remove_duplicate=False)}
+    held |= {name for name, _ in root.named_buffers(remove_duplicate=False)}
     present = {state.ties.get(name, name) for name in held}
     for alias, first in state.ties.items():
         if first in present:
             for name in (first, alias):
                 if name not in held:
                     _install(root, name, model, state, {})
-                    held[name] = state.tensors[first]
+                    held.add(name)
 
 
 def _mirror_training(root: nn.Module, model: nn.Module) -> None:

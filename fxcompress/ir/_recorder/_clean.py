@@ -72,7 +72,7 @@ def _keeps_order(node: fx.Node, operand: fx.Node) -> bool:
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dims", ())
     if not isinstance(value, torch.Tensor) or not isinstance(dims, (tuple, list)):
         return False
-    return [d % value.dim() for d in dims] == list(range(value.dim()))  # type: ignore[operator]
+    return [d % value.dim() for d in dims] == list(range(value.dim()))
 
 
 def _no_strides_needed(node: fx.Node, operand: fx.Node) -> bool:

@@ -29,7 +29,7 @@ def evaluate_constant(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> t
             return None
         order.append(current)
         stack.extend(current.all_input_nodes)
-    env: dict[fx.Node, object] = {}
+    env: dict[fx.Node, Any] = {}
     with torch.utils._python_dispatch._disable_current_modes(), torch._C.DisableTorchFunction():
         for current in sorted(order):
             args = fx.map_arg(current.args, lambda n: env[n])
@@ -37,7 +37,7 @@ def evaluate_constant(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> t
             if current.op == "get_attr":
                 env[current] = constants[str(current.target)]
             elif current.op == "call_method":
-                env[current] = getattr(args[0], str(current.target))(*args[1:], **kwargs)  # type: ignore[index]
+                env[current] = getattr(args[0], str(current.target))(*args[1:], **kwargs)
             else:
                 env[current] = current.target(*args, **kwargs)  # type: ignore[operator]
     value = env[node]

@@ -107,7 +107,7 @@ class Player:
         specs = self._exported.graph_signature.output_specs
         outputs = [
             env[value] if isinstance(value, fx.Node) else value
-            for value, spec in zip(results, specs, strict=True)  # type: ignore[arg-type]
+            for value, spec in zip(results, specs, strict=True)
             if spec.kind is OutputKind.USER_OUTPUT
         ]
         return pytree.tree_unflatten(outputs, self._exported.call_spec.out_spec)

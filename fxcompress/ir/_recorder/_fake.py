@@ -43,7 +43,7 @@ def fill_values(graph: fx.Graph) -> None:
         if isinstance(node.target, str):
             node.meta["val"] = run_fake(getattr(args[0], node.target), tuple(args[1:]), kwargs)
         else:
-            node.meta["val"] = run_fake(node.target, tuple(args), kwargs)  # type: ignore[arg-type]
+            node.meta["val"] = run_fake(node.target, tuple(args), kwargs)
 
 
 class Transcript:

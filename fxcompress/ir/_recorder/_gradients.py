@@ -31,7 +31,7 @@ def settle_gradients(graph: fx.Graph, state: ModelState, trainable: set[str]) ->
         elif node.target is torch.detach:
             carries[node] = False
             if not incoming:
-                node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+                node.replace_all_uses_with(node.args[0])
                 graph.erase_node(node)
         elif node.meta.get("no_grad"):
             here = incoming or (node.op == "call_module" and node.target in trainable)

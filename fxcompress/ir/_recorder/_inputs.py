@@ -45,7 +45,7 @@ class BoundCall:
     def rebuild(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return args and kwargs of the call with other tensor leaves."""
         by_name = dict(zip((i.name for i in self.inputs), leaves, strict=True))
-        bound = inspect.BoundArguments(self.signature, {})  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self.signature, {})
         for parameter in self.parameters:
             if parameter.name not in self.given:
                 continue

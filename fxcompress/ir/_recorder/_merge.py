@@ -175,10 +175,10 @@ def drop_inactive(graph: fx.Graph, leaves: dict[str, nn.Module]) -> None:
         elif node.op == "call_module" and isinstance(
             leaves.get(str(node.target)), _DROPOUT_MODULES
         ):
-            off = leaves[str(node.target)].p == 0.0  # type: ignore[union-attr]
+            off = leaves[str(node.target)].p == 0.0
         else:
             continue
         if off:
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     remove_dead(graph)

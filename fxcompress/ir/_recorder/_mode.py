@@ -247,16 +247,17 @@ class Recorder(TorchFunctionMode):
         in_place = getattr(module, "inplace", False) is True
 
         def compute() -> Any:
+            result: Any
             with torch._C.DisableTorchFunction():
                 result = quick_result(module, args, kwargs)
                 if result is None:
                     result = run_fake(forward, (), {})
                 first = args[0] if args else None
-                if isinstance(result, torch.Tensor) and result is first and not in_place:
+                if isinstance(first, torch.Tensor) and result is first and not in_place:
                     # Dropout in evaluation returns its operand; in training it does not. The two
                     # values must be two objects, or what reads the operand later would read the
                     # result.
-                    result = result.view_as(result)
+                    result = first.view_as(first)
             return result
 
         result = self.transcript.result(path, args, kwargs, compute)

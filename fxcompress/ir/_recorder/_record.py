@@ -192,7 +192,8 @@ def _named_errors(sizes: Sizes) -> Iterator[None]:
 @contextlib.contextmanager
 def _custom_functions(recorder: Recorder) -> Iterator[None]:
     """Record through `autograd.Function`s; they compute their forward without gradients."""
-    original = torch.autograd.Function.apply.__func__
+    function: Any = torch.autograd.Function
+    original = function.apply.__func__
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         recorder.custom_depth += torch.is_grad_enabled()
@@ -201,11 +202,11 @@ def _custom_functions(recorder: Recorder) -> Iterator[None]:
         finally:
             recorder.custom_depth -= torch.is_grad_enabled()
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    function.apply = classmethod(apply)
     try:
         yield
     finally:
-        torch.autograd.Function.apply = classmethod(original)  # type: ignore[method-assign]
+        function.apply = classmethod(original)
 
 
 def _first_lines(text: str, limit: int = 3) -> str:

@@ -100,7 +100,7 @@ def _all_tensors(recorder: Recorder, target: torch.Tensor, items: list[Any]) -> 
 def _positions(
     recorder: Recorder, target: torch.Tensor, place: int, cut: slice, trailing: int
 ) -> fx.Node:
-    recorder.writer.asked(target, tuple(target.shape))  # type: ignore[arg-type]
+    recorder.writer.asked(target, tuple(target.shape))
     size = target.shape[place]
     start, stop, step = 0, size, 1
     if cut != slice(None):

@@ -12,7 +12,7 @@ import sympy
 import torch
 from torch import fx
 from torch._dynamo.source import ConstantSource
-from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._sympy import functions as sf
 
@@ -75,7 +75,9 @@ class Sizes:
             used.add(hint)
             source = ConstantSource(f"__size_{name}")
             symbol = env.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC)
-            sizes.symbols[name] = env.create_symintnode(symbol, hint=hint, source=source)
+            size = env.create_symintnode(symbol, hint=hint, source=source)
+            assert isinstance(size, torch.SymInt), "a dynamic dimension is never specialised"
+            sizes.symbols[name] = size
             sizes.dims[name] = Dim(name, str(symbol), example)
         env.watched.clear()
         return sizes
@@ -98,13 +100,13 @@ Emit = Callable[[Callable[..., Any] | str, tuple[Any, ...], Any], fx.Node]
 class SizeWriter:
     """Writes sizes that appear in arguments as nodes: `x.size(0)`, and arithmetic on those."""
 
-    def __init__(self, emit: Emit, node_of: Callable[[FakeTensor], fx.Node]) -> None:
+    def __init__(self, emit: Emit, node_of: Callable[[torch.Tensor], fx.Node]) -> None:
         self._emit = emit
         self._node_of = node_of
-        self._origin: dict[sympy.Basic, tuple[FakeTensor, int]] = {}
+        self._origin: dict[sympy.Basic, tuple[torch.Tensor, int]] = {}
         self._nodes: dict[sympy.Basic, fx.Node] = {}
 
-    def asked(self, tensor: FakeTensor, shape: tuple[Any, ...]) -> None:
+    def asked(self, tensor: torch.Tensor, shape: tuple[Any, ...]) -> None:
         """Remember that the model asked for the shape of `tensor`."""
         for place, size in enumerate(shape):
             if isinstance(size, torch.SymInt):
@@ -203,11 +205,11 @@ def _parts(expr: sympy.Basic) -> Iterator[_Part]:
 
         yield math.ceil, expr.args
     elif expr.func in _ROOTS:
-        yield torch.sym_sqrt if hasattr(torch, "sym_sqrt") else _ROOTS[expr.func], expr.args
+        yield _ROOTS[expr.func], expr.args
 
 
 _ROOTS: Final[dict[Any, Callable[..., Any]]] = {
-    getattr(sf, name): torch._sym_sqrt for name in ("OpaqueUnaryFn_sqrt",) if hasattr(sf, name)
+    getattr(sf, name): torch.sym_sqrt for name in ("OpaqueUnaryFn_sqrt",) if hasattr(sf, name)
 }
 
 

@@ -73,9 +73,9 @@ def _method(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
             if spread and len(args) > spread[0]:
                 args = (*args[: spread[0]], _gathered(args[spread[0] :]))
             return target, args, kwargs
-    target = getattr(torch, name, None)
-    if callable(target) and not name.startswith("__"):
-        return target, args, kwargs
+    function = getattr(torch, name, None)
+    if callable(function) and not name.startswith("__"):
+        return function, args, kwargs
     return name, args, kwargs
 
 

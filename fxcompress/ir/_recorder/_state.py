@@ -35,10 +35,10 @@ class ModelState:
     def of(cls, model: nn.Module) -> ModelState:
         """Read the state of a model; nothing is copied."""
         state = cls()
-        for name, tensor in model.named_parameters(remove_duplicate=False):
-            state._add(name, tensor)
-        for name, tensor in model.named_buffers(remove_duplicate=False):
-            state._add(name, tensor)
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            state._add(name, parameter)
+        for name, buffer in model.named_buffers(remove_duplicate=False):
+            state._add(name, buffer)
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""
             state.transient.update(prefix + n for n in module._non_persistent_buffers_set)
@@ -87,5 +87,5 @@ def _fake(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device) -> t
         return mode.from_tensor(tensor.detach(), static_shapes=True)
     fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=place)
     if isinstance(tensor, nn.Parameter):
-        fake._is_param = True  # type: ignore[attr-defined]
+        fake._is_param = True
     return fake

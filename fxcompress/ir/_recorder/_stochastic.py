@@ -80,7 +80,7 @@ def _candidates(probabilities: list[float]) -> Iterator[StochasticDepth]:
         for noise in ("bernoulli", "uniform"):
             for mode in ("row", "batch"):
                 for scale in (True, False):
-                    yield StochasticDepth(p, mode, scale, noise)  # type: ignore[arg-type]
+                    yield StochasticDepth(p, mode, scale, noise)
 
 
 def _seeded(module: nn.Module, x: torch.Tensor, seed: int) -> Any:

@@ -62,7 +62,7 @@ def _register(cls: type) -> None:
         return pairs, list(fields)
 
     def unflatten(values: Any, names: Any) -> Any:
-        rebuilt = cls.__new__(cls)
+        rebuilt: Any = object.__new__(cls)
         for name, value in zip(names, values, strict=True):
             object.__setattr__(rebuilt, name, value)
         return rebuilt

@@ -99,6 +99,6 @@ class Values:
 def same_storage(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether two tensors share memory."""
     try:
-        return left.untyped_storage()._cdata == right.untyped_storage()._cdata
+        return bool(left.untyped_storage()._cdata == right.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):
         return False

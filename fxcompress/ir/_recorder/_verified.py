@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -43,8 +44,12 @@ def verified(program: Program, model: nn.Module, call: BoundCall, dual: DualReco
 
 
 def _trained(
-    program: Program, model: nn.Module, call: BoundCall, dual: DualRecording, inputs: list
-) -> Program:  # type: ignore[type-arg]
+    program: Program,
+    model: nn.Module,
+    call: BoundCall,
+    dual: DualRecording,
+    inputs: Sequence[torch.Tensor],
+) -> Program:
     count = sum(p.numel() for p in model.parameters())
     if not dual.trains or count > _TRAINING_LIMIT:
         return program
