@@ -53,18 +53,31 @@ def test_a_finished_run_leaves_record_lock_and_text(tmp_path):
     assert (tmp_path / "fxcompress.lock.safetensors").exists()
 
 
-def test_killed_runs_end_in_the_same_bytes(tmp_path):
+def in_a_process(folder, points, hash_seed):
+    """Run `killed_runs` in a process of its own, whose sets have an order of their own."""
     found = subprocess.run(
-        [sys.executable, "-m", "tests.pipeline.killed_runs", str(tmp_path), "6"],
+        [sys.executable, "-m", "tests.pipeline.killed_runs", str(folder), str(points)],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(hash_seed)},
     )
     assert found.returncode == 0, found.stderr
-    points = json.loads(found.stdout)
+    return json.loads(found.stdout)
+
+
+def test_runs_write_the_same_bytes_in_every_process(tmp_path):
+    for seed in (1, 2):
+        in_a_process(tmp_path / str(seed), 0, seed)
+    first, second = (killed_runs.content(tmp_path / str(seed) / "whole") for seed in (1, 2))
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_killed_runs_end_in_the_same_bytes(tmp_path):
+    points = in_a_process(tmp_path, 6, 3)
     assert len(points) == 12
     assert [point for point in points if point[2]] == []
 

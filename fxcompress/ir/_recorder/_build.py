@@ -35,7 +35,8 @@ def build_module(
     """
     root = nn.Module()
     root.training = model.training
-    used = {str(n.target) for n in graph.nodes if n.op == "call_module"}
+    # In graph order: a set's order differs between processes, and files must not.
+    used = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module")
     for path in sorted(used, key=lambda p: p.count(".")):
         leaf = _with_real_tensors(path, leaves[path], state)
         parent, child = _owner(root, path, model)
