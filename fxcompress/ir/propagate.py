@@ -18,9 +18,9 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import VerifyError
 from fxcompress.ir._memo import type_key
+from fxcompress.ir._recorder._recurrent import recurrent_result
 from fxcompress.ir.modules import is_stock
 from fxcompress.ir.naming import node_ids
-from fxcompress.ir._recorder._recurrent import recurrent_result
 from fxcompress.ir.ops import module_of
 from fxcompress.ir.signature import Dim
 
@@ -143,6 +143,8 @@ class Evaluator:
                     known = recurrent_result(module, args, kwargs)
                     if known is not None:
                         return known
+                if getattr(module, "keeps_type", False) and isinstance(args[0], torch.Tensor):
+                    return torch.empty_like(args[0])
                 with self._faked(module):
                     return module(*args, **kwargs)
             if node.op == "call_method":

@@ -18,7 +18,7 @@ is called again on the result; quantising twice with one scale is exact.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,9 @@ class FakeQuantize(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
+
+    # The result has its operand's type: propagation over fake tensors need not run the arithmetic.
+    keeps_type: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -117,12 +120,13 @@ class FakeQuantize(nn.Module):
         The gradient passes straight through where `x` is in range, and is 0 where it is clamped
         (Bengio et al., 2013, arXiv:1308.3432).
         """
+        scale, zero_point = self._parameters_for(x)
         if torch.is_grad_enabled() and x.requires_grad:
-            scale, zero_point = self._parameters_for(x)
             limits = (self.qmin, self.qmax)
             through: Any = _StraightThrough.apply
             return cast(Tensor, through(x, scale, zero_point, *limits, self.group))
-        return self.dequantize(self.quantize(x), x.dtype)
+        q = _quantize(_grouped(x, self.group), scale, zero_point, self.qmin, self.qmax)
+        return ((q - zero_point) * scale).reshape(x.shape).to(x.dtype)
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return the integers, as int32 of the shape of `x`."""

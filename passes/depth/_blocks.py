@@ -42,6 +42,7 @@ class Region:
         nodes: In graph order.
         entry: The hidden state it reads, outside the region; None if it cannot be skipped.
         exit: The hidden state it makes; None if it cannot be skipped.
+        sizes: Sizes computed inside and read outside -> the dimension of the entry they equal.
         refusal: Why it cannot be skipped, or empty.
         because_of: The nodes that explain the refusal.
     """
@@ -50,6 +51,7 @@ class Region:
     nodes: tuple[fx.Node, ...]
     entry: fx.Node | None = None
     exit: fx.Node | None = None
+    sizes: tuple[tuple[fx.Node, int], ...] = ()
     refusal: str = ""
     because_of: tuple[fx.Node, ...] = ()
 
@@ -137,24 +139,15 @@ def _repeated(scopes: dict[str, tuple[str, list[fx.Node]]], names: _Names) -> li
 def _region(path: str, nodes: list[fx.Node], names: _Names) -> Region:
     """Return a module's region with its entry and exit, or with what keeps it."""
     inside = set(nodes)
-    found = Region(path, tuple(nodes))
 
     def refuse(reason: str, *because: fx.Node) -> Region:
-        return Region(path, tuple(nodes), None, None, reason, because)
+        return Region(path, tuple(nodes), refusal=reason, because_of=because)
 
-    exits = [n for n in nodes if any(user not in inside for user in n.users)]
-    tensors = [n for n in exits if _kept_alive(n, inside)]
+    read = [n for n in nodes if any(user not in inside for user in n.users)]
+    tensors = [n for n in read if isinstance(n.meta.get("val"), torch.Tensor)]
     if not tensors:
         return refuse("nothing reads what it computes")
     last = tensors[-1]
-    if len(tensors) > 1:
-        others = [n for n in tensors if n is not last]
-        readers = [u for n in others for u in n.users if u not in inside]
-        return refuse(
-            f"something else reads what it computes inside: {names.ids[readers[0]]} reads "
-            f"{names.ids[others[0]]}",
-            *others,
-        )
     entry = _entry(last, inside)
     if entry is None:
         return refuse(*_not_residual(nodes, last, inside, names))
@@ -162,16 +155,21 @@ def _region(path: str, nodes: list[fx.Node], names: _Names) -> Region:
         return refuse(
             f"its output {names.type(last)} differs from its input {names.type(entry)}", entry, last
         )
-    return Region(found.path, found.nodes, entry, last)
+    sizes = {n: _dimension_of(n, entry) for n in read if n not in tensors and _costs(n, inside)}
+    others = [n for n in tensors if n is not last] + [n for n, dim in sizes.items() if dim is None]
+    if others:
+        reader = next(user for user in others[0].users if user not in inside)
+        return refuse(
+            f"something else reads what it computes inside: {names.ids[reader]} reads "
+            f"{names.ids[others[0]]}",
+            *others,
+        )
+    kept = tuple((node, dim) for node, dim in sizes.items() if dim is not None)
+    return Region(path, tuple(nodes), entry, last, kept)
 
 
-def _kept_alive(node: fx.Node, inside: set[fx.Node]) -> bool:
-    """Whether a reader outside would keep computation of the region alive.
-
-    Sizes that come from outside cost nothing and may be read.
-    """
-    if isinstance(node.meta.get("val"), torch.Tensor):
-        return True
+def _costs(node: fx.Node, inside: set[fx.Node]) -> bool:
+    """Whether a size is that of a tensor computed inside, which it would keep alive."""
     stack, seen = [node], {node}
     while stack:
         for operand in stack.pop().all_input_nodes:
@@ -181,6 +179,12 @@ def _kept_alive(node: fx.Node, inside: set[fx.Node]) -> bool:
                 seen.add(operand)
                 stack.append(operand)
     return False
+
+
+def _dimension_of(node: fx.Node, entry: fx.Node) -> int | None:
+    """Return the dimension of the entry that has this size, or None."""
+    size, value = str(node.meta.get("val")), entry.meta["val"]
+    return next((dim for dim, each in enumerate(value.shape) if str(each) == size), None)
 
 
 def _entry(last: fx.Node, inside: set[fx.Node]) -> fx.Node | None:

@@ -47,7 +47,11 @@ class SkipBlocksOptions(Options):
 
 
 class Block(BaseModel):
-    """A residual block: where it is, what it reads and makes, and whether it is skipped."""
+    """A residual block: where it is, what it reads and makes, and whether it is skipped.
+
+    `sizes` are sizes that are computed inside and read outside, with the dimension of the entry
+    that has the same size.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -57,6 +61,7 @@ class Block(BaseModel):
     exit: str
     influence: float | None = None
     skip: bool = False
+    sizes: dict[str, int] = Field(default_factory=dict)
 
 
 class SkipBlocksDecision(Decision):
@@ -110,7 +115,11 @@ class SkipBlocks(Pass[SkipBlocksOptions, SkipBlocksDecision]):
             rewriter.decline(declined.node, declined.reason, declined.because_of)
         # Last first: the readers of a block include the skipped blocks after it.
         for block in reversed([each for each in decision.blocks if each.skip]):
-            rewriter.replace_uses(rewriter.node(block.exit), rewriter.node(block.entry))
+            entry = rewriter.node(block.entry)
+            for size, dim in block.sizes.items():
+                again = rewriter.call_method("size", (entry, dim), after=entry)
+                rewriter.replace_uses(rewriter.node(size), again)
+            rewriter.replace_uses(rewriter.node(block.exit), entry)
 
     def ensures(self, before: Program, after: Program, decision: SkipBlocksDecision) -> None:
         """Check that nothing of a skipped block is left and that the others are whole."""

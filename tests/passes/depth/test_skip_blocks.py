@@ -152,6 +152,39 @@ def test_side_outputs_that_others_read_are_refused():
         apply(SkipBlocks, program, {"layers": [0]})
 
 
+class BorrowedSize(nn.Module):
+    """A later layer uses a size that the first one read off a tensor of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(self.Layer() for _ in range(3))
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x, size=None):
+            y = self.linear(x)
+            size = y.shape[0] if size is None else size
+            return x + y * torch.ones(size, 1), size
+
+    def forward(self, x):
+        size = None
+        for layer in self.layers:
+            x, size = layer(x, size)
+        return x
+
+
+def test_sizes_read_off_a_skipped_block_are_read_off_its_input():
+    program = captured(BorrowedSize, 2, 4)
+    result = apply(SkipBlocks, program, {"layers": [0, 1]})
+    assert result.declined == ()
+    assert not any("layers.0" in name or "layers.1" in name for name in result.program.state())
+    x = random_input(5, 4)
+    assert torch.equal(result.program(x), x + program.module.get_submodule("layers.2.linear")(x))
+
+
 class InnerOutput(nn.Module):
     """What the second layer computes inside is an output of the model."""
 
