@@ -13,7 +13,7 @@ __all__ = ["Mismatch", "compare_gradients", "compare_state", "compare_values", "
 
 _VALUES = 1e-5
 _GRADIENTS = 1e-4
-_NEGLIGIBLE = 1e-6
+_NEGLIGIBLE = 1e-5
 
 
 class Mismatch(Exception):

@@ -1,7 +1,7 @@
 """What the sweep measures on one model: eager health, capture, and what the Program keeps.
 
 A check passes, fails with a reason, or is skipped because one before it failed. Tolerances: outputs
-to 1e-5 of their range; gradients to 1e-4 of the parameter's largest, or 1e-6 of the largest of all
+to 1e-5 of their range; gradients to 1e-4 of the parameter's largest, or 1e-5 of the largest of all
 (a key bias has none but rounding); MACs to 0.1 %.
 """
 
