@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
+from torch import fx, nn
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from torch.utils import _pytree as pytree
 
@@ -67,7 +68,7 @@ def _export(
     plain: PlainProgram, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
 ) -> torch.export.ExportedProgram:
     program = torch.export.export(
-        plain.module, args, kwargs, dynamic_shapes=shapes or None, strict=False
+        _ordinary(plain.module), args, kwargs, dynamic_shapes=shapes or None, strict=False
     )
     for graph_module in program.graph_module.modules():
         if isinstance(graph_module, torch.fx.GraphModule):
@@ -76,6 +77,17 @@ def _export(
                 for key in _TRACES:
                     node.meta.pop(key, None)
     return program
+
+
+def _ordinary(module: fx.GraphModule) -> nn.Module:
+    """Return a module with the same `forward` and state that is no GraphModule.
+
+    torch.export interprets a GraphModule node by node, and then gives keyword arguments by place.
+    """
+    made = type("Exported", (nn.Module,), {"forward": type(module).forward})()
+    for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+        setattr(made, table, getattr(module, table))
+    return made.train(module.training)
 
 
 def _suggested_fixes(message: str) -> str:

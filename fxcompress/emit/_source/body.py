@@ -93,7 +93,10 @@ def write_root_body(
         writer.value(leaf).text if isinstance(leaf, fx.Node) else literal_text(leaf)
         for leaf in outputs
     ]
-    return writer.body(_tree_text(pytree.tree_unflatten(texts, signature.output)))
+    value = pytree.tree_unflatten(texts, signature.output)
+    text = _tree_text(value)
+    bare = isinstance(value, tuple) and len(value) > 1
+    return writer.body(text[1:-1] if bare else text)
 
 
 def unit_graph(outputs: Sequence[Any], region: Region) -> fx.Graph:
@@ -262,6 +265,8 @@ class _Writer:
         """Whether the next statement can hold the expression and still be read."""
         if self.counts[node] != 1:
             return False
+        if node.op == "call_module" and switch_of(node) is not None:
+            return True
         short = expression.depth < _DEPTH and visible_length(expression.text) <= _LENGTH
         if index + 1 == len(self.items):
             return node in results and len(results) == 1

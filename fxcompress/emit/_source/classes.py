@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 
 from fxcompress.emit._source.body import Body, write_body, write_root_body
+from fxcompress.emit._source.layout import WIDTH
 from fxcompress.emit._source.literals import Literal, Literals, fill, holes, literal_text
 from fxcompress.emit._source.naming import camel, identifier
 from fxcompress.emit._source.tree import Unit
@@ -22,6 +23,8 @@ _TAKEN: Final = frozenset(
      "IntegerWeight", "Iterator", "Parameter", "Path", "StochasticDepth", "Tensor",
      "TrainingSwitch", "OrderedDict"}
 )  # fmt: skip
+# Places of modules that leaves were given; a child's own name has neither dot nor bracket.
+_ADDED: Final = ("self.", "self[")
 _VAGUE: Final = frozenset({"size", "value"})
 _ANNOTATIONS: Final = {bool: "bool", int: "int", float: "float", str: "str"}
 
@@ -304,7 +307,7 @@ def _source(name: str, group: Sequence[_Draft], columns: Sequence[_Column]) -> C
         return literal_text(column.values[0]) if column.name is None else f"self.{column.name}"
 
     texts = [(name, _piece_text(piece, columns)) for name, piece in draft.children]
-    made_children = [(name, text) for name, text in texts if not name.startswith("self")]
+    made_children = [(name, text) for name, text in texts if not name.startswith(_ADDED)]
     start = "super().__init__()"
     if draft.unit.base == "nn.ModuleList":
         start = f"super().__init__([{', '.join(text for _, text in made_children)}])"
@@ -314,7 +317,7 @@ def _source(name: str, group: Sequence[_Draft], columns: Sequence[_Column]) -> C
     constructor = [start, *(f"self.{argument} = {argument}" for argument in kept)]
     if draft.unit.base == "nn.Module":
         constructor += [_assign(name, text) for name, text in made_children]
-    constructor += [f"{name} = {text}" for name, text in texts if name.startswith("self")]
+    constructor += [f"{name} = {text}" for name, text in texts if name.startswith(_ADDED)]
     for attribute, text in draft.tensors:
         made = fill(text, inside)
         constructor.append(made if made.startswith("self.") else f"self.{attribute} = {made}")
@@ -393,6 +396,9 @@ def _doc(units: Sequence[Unit]) -> str:
     paths = [unit.path for unit in units]
     if not paths[0]:
         return "The model."
-    short = origin.rpartition(".")[2]
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return f"{short or 'Modules'} at `{paths[0]}`{more}."
+    short = origin.rpartition(".")[2] or "Modules"
+    many = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    line = f"{short} at `{paths[0]}`{many}."
+    if len(line) + 10 <= WIDTH:
+        return line
+    return f"{short} ({len(paths)} modules).\n\n    The first is `{paths[0]}`.\n    "

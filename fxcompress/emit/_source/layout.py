@@ -36,7 +36,8 @@ def wrap(line: str, indent: int, width: int = WIDTH) -> list[str]:
     if not inside.strip():
         return [pad + line]
     elements = _elements(inside)
-    trailing = _takes_comma(line, start, elements)
+    one = len(elements) == 1
+    trailing = inside.rstrip().endswith(",") if one else _takes_comma(line, start)
     if len(pad) + 4 + len(inside) <= width and not inside.endswith(","):
         return [pad + head, f"{pad}    {inside}", *wrap(tail, indent, width)]
     lines = [pad + head]
@@ -152,11 +153,12 @@ def _elements(inside: str) -> list[str]:
     return [*found, rest] if rest else found
 
 
-def _takes_comma(line: str, start: int, elements: list[str]) -> bool:
-    """Whether a trailing comma changes nothing: not in a subscript, a generator or an unpacking."""
-    if line[start] == "[" and start and (line[start - 1].isalnum() or line[start - 1] in "_)]"):
-        return False
-    if len(elements) == 1 and (" for " in elements[0] or line[start] == "("):
-        call = start > 0 and (line[start - 1].isalnum() or line[start - 1] in "_)]")
-        return call and " for " not in elements[0]
-    return True
+def _takes_comma(line: str, start: int) -> bool:
+    """Whether a trailing comma changes nothing: in a subscript it might."""
+    return not _is_subscript(line, start)
+
+
+def _is_subscript(line: str, start: int) -> bool:
+    return (
+        line[start] == "[" and start > 0 and (line[start - 1].isalnum() or line[start - 1] in "_)]")
+    )

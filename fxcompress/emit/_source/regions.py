@@ -81,6 +81,7 @@ def find_regions(graph: fx.Graph, symbols: Mapping[str, str]) -> Region:
     _find_inputs(root, symbols)
     (output,) = graph.find_nodes(op="output")
     _find_outputs(root, set(output.all_input_nodes))
+    _unify_sizes(root, symbols)
     return root
 
 
@@ -265,16 +266,34 @@ def _find_outputs(region: Region, wanted: set[fx.Node]) -> None:
             _find_outputs(item, read)
 
 
-def _derive_sizes(region: Region, symbols: Mapping[str, str]) -> None:
-    tensors = [n for n in region.inputs if isinstance(n.meta.get("val"), torch.Tensor)]
-    for node in list(region.inputs):
-        name = dimension(node, symbols)
-        if name is None:
+def _unify_sizes(region: Region, symbols: Mapping[str, str]) -> None:
+    """Read sizes off the inputs wherever they show them, so that equal modules read equal."""
+    for item in list(region.items):
+        if isinstance(item, Region):
+            _unify_sizes(item, symbols)
+        elif region.path and item not in region.outputs:
+            if _read_off(region, item, symbols):
+                region.items.remove(item)
+
+
+def _read_off(region: Region, node: fx.Node, symbols: Mapping[str, str]) -> bool:
+    """Find a dynamic size in the shape of an input of the region, and note where."""
+    name = dimension(node, symbols)
+    if name is None:
+        return False
+    for tensor in region.inputs:
+        value = tensor.meta.get("val")
+        if not isinstance(value, torch.Tensor):
             continue
-        for tensor in tensors:
-            names = [symbols.get(str(size)) for size in tensor.meta["val"].shape]
-            if name in names:
-                places = region.sizes.setdefault(tensor, {})
-                places.setdefault(names.index(name), []).append(node)
-                region.inputs.remove(node)
-                break
+        names = [symbols.get(str(size)) for size in value.shape]
+        if name in names:
+            places = region.sizes.setdefault(tensor, {})
+            places.setdefault(names.index(name), []).append(node)
+            return True
+    return False
+
+
+def _derive_sizes(region: Region, symbols: Mapping[str, str]) -> None:
+    for node in list(region.inputs):
+        if _read_off(region, node, symbols):
+            region.inputs.remove(node)

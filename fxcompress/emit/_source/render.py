@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import jinja2
 
 from fxcompress.emit._source.classes import ClassSource
-from fxcompress.emit._source.layout import WIDTH, space_slices, wrap
+from fxcompress.emit._source.layout import space_slices, wrap
 
 __all__ = ["render"]
 
@@ -88,19 +87,10 @@ def _view(cls: ClassSource) -> dict[str, str]:
     return {
         "name": cls.name,
         "base": cls.base,
-        "doc": _doc(cls.doc),
+        "doc": cls.doc,
         "constructor": "\n".join(constructor),
         "forward": "\n".join(_forward(cls)),
     }
-
-
-def _doc(text: str) -> str:
-    """Return a docstring, its end on a line of its own where the text is long."""
-    line = f'    """{text}"""'
-    if len(line) <= WIDTH:
-        return line
-    first, *rest = textwrap.wrap(text, WIDTH - 8)
-    return "\n".join([f'    """{first}', *(f"    {part}" for part in rest), '    """'])
 
 
 def _header(line: str) -> list[str]:
