@@ -10,53 +10,18 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ._compare import Mismatch, compare_gradients, compare_state, compare_values, tensors
 from ._models import Inputs, ZooModel
+from ._results import CHECKS, Result
 
-__all__ = ["CHECKS", "Check", "Result", "measure"]
+__all__ = ["measure"]
 
-CHECKS = ("eager", "capture", "equal", "keys", "verify", "macs", "train")
-Status = Literal["pass", "fail", "skip"]
 _BATCH, _OTHER_BATCH = 2, 3
 _SEED = 20
-
-
-@dataclass
-class Check:
-    """The outcome of one check, with its reason if it failed and its figure if it has one."""
-
-    status: Status = "skip"
-    detail: str = ""
-    value: float | None = None
-
-
-@dataclass
-class Result:
-    """All checks of one model; seconds are CPU seconds of this process."""
-
-    id: str
-    family: str
-    tags: list[str]
-    checks: dict[str, Check] = field(default_factory=lambda: {name: Check() for name in CHECKS})
-    capture_seconds: float | None = None
-    nodes: int | None = None
-    parameters: int | None = None
-    macs: int | None = None
-    counted_macs: int | None = None
-    stage: str = "start"
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Whether no check failed and capture was reached."""
-        checks = self.checks.values()
-        return self.checks["capture"].status == "pass" and all(c.status != "fail" for c in checks)
 
 
 def measure(zoo: ZooModel, *, eager_only: bool, progress: Callable[[Result], None]) -> Result:
@@ -287,10 +252,3 @@ def _places(error: BaseException) -> Iterator[str]:
         if "/fxcompress/" in frame.filename or "/torch/" not in frame.filename:
             name = "/".join(frame.filename.rsplit("/", 3)[1:])
             yield f" [{name}:{frame.lineno} {frame.name}]"
-
-
-def as_document(result: Result) -> dict[str, Any]:
-    """Return the result as JSON-ready data."""
-    from dataclasses import asdict
-
-    return {**asdict(result), "passed": result.passed}

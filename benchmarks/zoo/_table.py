@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 
-from ._measure import CHECKS, Result
+from ._results import CHECKS, Result
 
 __all__ = ["render"]
 

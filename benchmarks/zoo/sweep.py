@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import multiprocessing
 import os
 import random
@@ -21,8 +20,9 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from . import load_zoo
-from ._measure import Result, as_document, measure
+from ._measure import measure
 from ._models import ZooModel
+from ._results import Result, read_results, write_results
 from ._table import render
 
 __all__ = ["main", "sweep"]
@@ -123,35 +123,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(model.id for model in models))
         return 0
-    command = f"python -m benchmarks.zoo.sweep --only '{options.only}'"
-    done: dict[str, Result] = {}
-
-    def on_result(result: Result) -> None:
-        done[result.id] = result
-        if options.out:  # each time, so that an interrupted sweep leaves what it has
-            ordered = [done[model.id] for model in models if model.id in done]
-            _write(Path(options.out), ordered, command)
-        failed = {n: c.detail for n, c in result.checks.items() if c.status == "fail"}
-        verdict = "; ".join(f"{name}: {detail}" for name, detail in failed.items()) or "ok"
-        print(f"[{len(done)}/{len(models)}] {result.id}  {verdict}", file=sys.stderr, flush=True)
-
+    page = _Page(models, Path(options.out) if options.out else None, options.only)
+    if options.failed:
+        page.keep_passed()
     results = sweep(
-        models,
+        [model for model in models if model.id not in page.results],
         jobs=options.jobs,
         eager_only=options.eager,
         timeout=options.timeout,
-        on_result=on_result,
+        on_result=page.add,
     )
-    bad = sum(any(c.status == "fail" for c in r.checks.values()) for r in results)
+    bad = sum(result.failed for result in results)
     print(f"{len(results)} models, {len(results) - bad} without a failure", file=sys.stderr)
     return 1 if bad else 0
 
 
-def _write(path: Path, results: Sequence[Result], command: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(results, command=command), encoding="utf-8")
-    document = {"format_version": "1.0", "models": [as_document(result) for result in results]}
-    path.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+class _Page:
+    """The results so far; written after each, so that an interrupted sweep leaves what it has."""
+
+    def __init__(self, models: Sequence[ZooModel], path: Path | None, only: str) -> None:
+        self.models = models
+        self.path = path
+        self.only = only
+        self.results: dict[str, Result] = {}
+
+    def keep_passed(self) -> None:
+        """Start from the models that passed everything when the page was last written."""
+        if self.path is not None and self.path.with_suffix(".json").exists():
+            earlier = read_results(self.path.with_suffix(".json"))
+            self.results = {result.id: result for result in earlier if result.passed}
+
+    def add(self, result: Result) -> None:
+        """Print the result on one line and write the page."""
+        self.results[result.id] = result
+        failed = [f"{n}: {c.detail}" for n, c in result.checks.items() if c.status == "fail"]
+        progress = f"[{len(self.results)}/{len(self.models)}]"
+        print(progress, result.id, "; ".join(failed) or "ok", file=sys.stderr, flush=True)
+        if self.path is None:
+            return
+        ordered = [self.results[m.id] for m in self.models if m.id in self.results]
+        command = f"python -m benchmarks.zoo.sweep --only '{self.only}'"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(render(ordered, command=command), encoding="utf-8")
+        write_results(self.path.with_suffix(".json"), ordered)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,6 +177,9 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=float, default=_TIMEOUT, metavar="S", help="seconds per model"
     )
     parser.add_argument("--eager", action="store_true", help="only build and run the models")
+    parser.add_argument(
+        "--failed", action="store_true", help="sweep again only what did not pass in --out"
+    )
     parser.add_argument("--list", action="store_true", help="only print the ids")
     return parser
 

@@ -12,8 +12,9 @@ from benchmarks.zoo._compare import (
     compare_values,
     tensors,
 )
-from benchmarks.zoo._measure import Check, Result, measure
+from benchmarks.zoo._measure import measure
 from benchmarks.zoo._models import image_inputs, randomise
+from benchmarks.zoo._results import Check, Result, read_results, write_results
 from benchmarks.zoo._table import render
 
 MINIMUM_FAMILIES = {"torchvision": 20, "timm": 60, "huggingface": 30}
@@ -106,3 +107,10 @@ def test_the_table_lists_every_failure_with_its_reason():
     assert "- `timm/bad`, capture: CaptureError: a \\| b" in page
     assert "1 (50.0%)" in page
     assert "| timm/good | good | ✓ |" in page
+
+
+def test_results_survive_their_file(tmp_path):
+    result = Result("timm/a", "a", ["mixture"], capture_seconds=0.5, notes=["unused: x: y"])
+    result.checks["equal"] = Check("fail", "off", 0.5)
+    write_results(tmp_path / "zoo.json", [result])
+    assert read_results(tmp_path / "zoo.json") == [result]
