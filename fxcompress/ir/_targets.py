@@ -29,7 +29,13 @@ _WHOLE: Final[Mapping[str, Any]] = {
     "math": math,
 }
 _BUILTINS: Final = frozenset({"abs", "bool", "float", "int", "len", "max", "min", "pow", "round"})
-_OVERLOADS: Final = frozenset({"aten", "prims", "torchvision"})
+# Namespace of torch.ops -> the module whose import declares its operators.
+_OPERATORS: Final = {
+    "aten": "torch",
+    "prims": "torch",
+    "torchvision": "torchvision",
+    "transformers": "transformers.integrations.moe",
+}
 
 
 def write_function(target: Callable[..., Any]) -> str:
@@ -39,7 +45,7 @@ def write_function(target: Callable[..., Any]) -> str:
         ModelError: It is no function of torch, operator, math or fxcompress.nn.
     """
     name = qualified_name(target)
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         name = f"torch.ops.{name}"
     if (target.__module__ or "").startswith("fxcompress.nn"):
         name = f"fxcompress.nn.{target.__name__}"
@@ -61,7 +67,7 @@ def resolve_function(name: str) -> Callable[..., Any]:
     space, _, leaf = name.rpartition(".")
     found: Any = None
     if name.startswith("torch.ops."):
-        found = _overload(name.split(".")[2:])
+        found = _operator(name.split(".")[2:])
     elif space in _WHOLE and not leaf.startswith("__"):
         found = getattr(_WHOLE[space], leaf, None)
     elif space in _OPS_ONLY:
@@ -89,13 +95,23 @@ def _is_native(name: str) -> bool:
     return not name.startswith("_") and hasattr(torch._C._VariableFunctions, name)
 
 
-def _overload(path: list[str]) -> Any:
-    if len(path) != 3 or path[0] not in _OVERLOADS:
+def _operator(path: list[str]) -> Any:
+    """Return the operator, or its overload, that `torch.ops` holds under a path."""
+    if len(path) not in (2, 3) or path[0] not in _OPERATORS:
         return None
+    try:
+        importlib.import_module(_OPERATORS[path[0]])
+    except ImportError as error:
+        raise ModelError(
+            f"the saved program calls an operator of {path[0]}, which is not installed",
+            reason=str(error),
+            hint=f"install {path[0]}",
+        ) from error
     found: Any = torch.ops
     for part in path:
         found = getattr(found, part, None)
-    return found
+    known = isinstance(found, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
+    return found if known else None
 
 
 def check_method(name: str) -> str:

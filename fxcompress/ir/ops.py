@@ -119,9 +119,9 @@ def _method(name: str) -> Op | None:
 
 def _overload(qualified: str) -> Op | None:
     space, _, name = qualified.partition("::")
-    if space != "aten":
-        return None
     table = _by_overload()
+    if space != "aten":
+        return table.get(qualified)
     return table.get(name) or table.get(name.rstrip("_"))
 
 
@@ -146,8 +146,10 @@ def qualified_name(target: Callable[..., Any] | str) -> str:
         return str(target)
     name = str(getattr(target, "__name__", target))
     for space, prefix in _public_spaces():
-        if getattr(space, name, None) is target:
-            return f"{prefix}.{name}"
+        # The functions of torch.fft, linalg and special call themselves `fft_fftn` and so on.
+        for spelled in (name, name.removeprefix(f"{prefix.rpartition('.')[2]}_")):
+            if getattr(space, spelled, None) is target:
+                return f"{prefix}.{spelled}"
     module = str(getattr(target, "__module__", "") or "").replace("_operator", "operator")
     return f"{module}.{getattr(target, '__qualname__', name)}".lstrip(".")
 

@@ -139,6 +139,8 @@ def test_unknown_keeps_its_qualified_name_and_arguments():
     assert operands(node) == [x, 4]
     assert attributes(node) == {"key": 1}
     assert qualified_name(torch.nextafter) == "torch.nextafter"
+    assert qualified_name(torch.fft.fftn) == "torch.fft.fftn"
+    assert qualified_name(torch.linalg.vector_norm) == "torch.linalg.vector_norm"
     assert qualified_name(F.gelu) == "torch.nn.functional.gelu"
     assert qualified_name(torch.ops.aten.add.Tensor) == "aten.add.Tensor"
 

@@ -1,4 +1,6 @@
 import json
+import math
+import operator
 import os
 import zipfile
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from torch import nn
 
 from fxcompress.errors import ModelError
 from fxcompress.ir import Program, capture, find_node, graph_to_json, program_from_json, to_text
+from fxcompress.ir._targets import check_method, resolve_function, write_function
+from fxcompress.ir.ops import all_ops
 from fxcompress.ir.storage import stored_tensors
 from fxcompress.testing import assert_equivalent, hash_weights_
 from tests.ir.small_models import SmallTransformer, small_cnn, small_transformer
@@ -203,6 +207,27 @@ def test_unknown_function_is_refused_by_node(tmp_path):
     find_node(program, "/silu").target = own_function
     with pytest.raises(ModelError, match=r"own_function cannot be saved"):
         program.save(tmp_path / "a.fxp")
+
+
+FUNCTIONS = [
+    torch.relu, F.gelu, torch.fft.fftn, torch.fft.rfft, torch.linalg.vector_norm, operator.mul,
+    torch.special.expit, torch.sym_max, math.floor, torch.ops.aten.add.Tensor, torch.ops.aten.relu,
+    torch.einsum, torch.split, F.scaled_dot_product_attention, F.max_pool2d, torch.cdist, abs,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=str)
+def test_functions_are_found_again(function):
+    assert resolve_function(write_function(function)) is function
+
+
+def test_every_function_of_the_table_can_be_saved():
+    for op in all_ops():
+        for function in op.functions:
+            if function is not getattr:
+                assert resolve_function(write_function(function)) is function, op.name
+        for method in op.methods:
+            assert check_method(method) == method
 
 
 def rewritten(program, change):
