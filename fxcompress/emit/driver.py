@@ -71,6 +71,7 @@ def emit(
     options = options or EmitOptions()
     _check_formats(formats)
     directory = Path(directory)
+    _check_data(program)
     plain = plain_program(program)
     calls, example = _expected(program, plain, example_inputs, options.seed)
     quantized = is_quantized(plain.module)
@@ -103,6 +104,17 @@ def _check_formats(formats: Sequence[str]) -> None:
     repeated = [name for name in FORMATS if list(formats).count(name) > 1]
     if repeated:
         raise UsageError(f"the output format {repeated[0]!r} is given twice")
+
+
+def _check_data(program: Program) -> None:
+    missing = [name for name, tensor in program.state().items() if tensor.is_meta]
+    if missing:
+        raise EmitError(
+            f"{missing[0]} has no data",
+            reason=f"{len(missing)} tensors of the program are on the meta device",
+            hint="load weights before emitting",
+            where=missing[0],
+        )
 
 
 def _write(name: str, job: Job) -> Written:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -21,8 +22,9 @@ from fxcompress.errors import EmitError
 
 __all__ = ["write"]
 
+_SYMBOL: Final = re.compile(r"[A-Za-z_]\w*")
 # A protobuf message ends at 2 GB; weights beyond this go to a file of their own.
-_INLINE_BYTES = 1_500_000_000
+_INLINE_BYTES: Final = 1_500_000_000
 
 
 def write(job: Job) -> Written:
@@ -38,6 +40,7 @@ def write(job: Job) -> Written:
     exported = export_program(plain, job.program.dims, job.example)
     model = _translate(plain, exported.program, job.options.onnx.opset)
     _strip(model)
+    _name_sizes(model, plain)
     name = job.file("onnx")
     files = _save(model, job.stage, name)
     notes = [f"inputs {', '.join(_names(model.graph.inputs))}; "
@@ -99,6 +102,24 @@ def _strip(model: Any) -> None:
         for value in [*graph.inputs, *graph.initializers.values()]:
             value.doc_string = None
             value.metadata_props.clear()
+
+
+def _name_sizes(model: Any, plain: PlainProgram) -> None:
+    """Call dynamic sizes what the program calls them, not by the exporter's symbols."""
+    import onnx_ir
+
+    names: dict[str, str] = {}
+    by_name = {tensor.name: tensor.shape for tensor in plain.signature.inputs}
+    for value in model.graph.inputs:
+        for size, name in zip(value.shape or (), by_name.get(value.name, ()), strict=False):
+            if isinstance(name, str) and isinstance(size, onnx_ir.SymbolicDim):
+                names[str(size.value)] = name
+    values = [v for node in model.graph for v in node.outputs]
+    for value in [*model.graph.inputs, *values]:
+        for place, size in enumerate(value.shape or ()):
+            if isinstance(size, onnx_ir.SymbolicDim) and size.value is not None:
+                text = _SYMBOL.sub(lambda m: names.get(m[0], m[0]), size.value)
+                value.shape[place] = onnx_ir.SymbolicDim(text)
 
 
 def _save(model: Any, stage: Path, name: str) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from fxcompress.emit._source.helpers import merge_weights
 from fxcompress.emit._source.regions import find_regions, localize_scalars
 from fxcompress.emit._source.render import render
 from fxcompress.emit._source.tree import Unit, build_tree
-from fxcompress.errors import EmitError
 from fxcompress.ir.program import Program
 
 __all__ = ["write"]
@@ -67,13 +66,6 @@ def _state(module: fx.GraphModule, tree: Unit) -> tuple[dict[str, torch.Tensor],
     ties: dict[str, str] = {}
     first: dict[int, str] = {}
     for name, tensor in _tensors(module, tree):
-        if tensor.is_meta:
-            raise EmitError(
-                f"{name} has no data",
-                reason="the program's weights are on the meta device",
-                hint="load weights before emitting",
-                where=name,
-            )
         known = first.setdefault(id(tensor), name)
         if known != name:
             ties[name] = known
