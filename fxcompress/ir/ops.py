@@ -292,7 +292,8 @@ def attributes(node: fx.Node) -> dict[str, Any]:
         if not _is_default(attr, value):
             result[attr.name] = value
     result.update({key: value for key, value in bound.items() if key not in shown})
-    result.pop("inplace", None) if result.get("inplace") is False else None
+    if result.get("inplace") is False:
+        del result["inplace"]
     return result
 
 

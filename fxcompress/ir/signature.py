@@ -30,7 +30,7 @@ class TensorInput:
     """One tensor leaf of the inputs: a placeholder of the graph.
 
     `shape` holds an int for a fixed size and a `Dim` name for a dynamic one.
-    `path` says where the leaf sits in its parameter, e.g. `("pixel", 0)`; empty for the value itself.
+    `path` says where the leaf sits in its parameter: `("pixel", 0)`, or empty for the value itself.
     """
 
     name: str
