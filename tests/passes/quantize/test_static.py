@@ -476,3 +476,21 @@ def test_bad_numbers_are_named(bad):
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match="validation error"):
         Static.Options.model_validate_json(json.dumps(options))
+
+
+def test_a_quantised_program_trains_through_its_quantizers():
+    program = quantised(Add).program
+    module = program.module.train()
+    x, target = random_input(32, 3, 16, 16), random_input(32, 5)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+    scales = {name: t.clone() for name, t in program.state().items() if name.endswith("scale")}
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(module(x), target)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(bool(p.grad.any()) for p in module.parameters())
+    assert all(torch.equal(program.state()[name], scale) for name, scale in scales.items())
