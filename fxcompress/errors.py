@@ -1,21 +1,21 @@
 """Everything fxcompress raises on purpose.
 
-    FxCompressError            what · reason · hint · where;  `exit_code` is the CLI's
-    ├── SpecError              problems in a spec file, all at once                     (2)
-    ├── SelectorError          a selector matches nothing, or not what `expect` says    (2)
-    ├── UsageError             a wrong option, an output folder that cannot be used     (2)
-    │   └── MissingExtraError  an optional dependency is not installed
-    ├── ModelError             the factory fails, weights do not fit, inputs are wrong  (1)
-    ├── DataError              a split is empty, too small, or of the wrong shape       (1)
-    ├── CaptureError           the model cannot be recorded faithfully                  (1)
-    ├── VerifyError            a Program breaks an invariant                            (1)
-    ├── PassError              a pass failed or broke its promise                       (1)
-    ├── NumericsError          NaN or infinity in weights or activations                (1)
-    ├── LockError              the lock does not match what is here                     (1)
-    ├── RunFolderError         a run folder is busy, foreign, damaged or full           (1)
-    ├── EmitError              an artefact cannot be written or does not reload equal   (1)
-    ├── GoldenError            a golden file differs, is missing or is stale            (3)
-    └── ConstraintError        a constraint of the spec is not met                      (4)
+FxCompressError            what · reason · hint · where;  `exit_code` is the CLI's
+├── SpecError              problems in a spec file, all at once                     (2)
+├── SelectorError          a selector matches nothing, or not what `expect` says    (2)
+├── UsageError             a wrong option, an output folder that cannot be used     (2)
+│   └── MissingExtraError  an optional dependency is not installed
+├── ModelError             the factory fails, weights do not fit, inputs are wrong  (1)
+├── DataError              a split is empty, too small, or of the wrong shape       (1)
+├── CaptureError           the model cannot be recorded faithfully                  (1)
+├── VerifyError            a Program breaks an invariant                            (1)
+├── PassError              a pass failed or broke its promise                       (1)
+├── NumericsError          NaN or infinity in weights or activations                (1)
+├── LockError              the lock does not match what is here                     (1)
+├── RunFolderError         a run folder is busy, foreign, damaged or full           (1)
+├── EmitError              an artefact cannot be written or does not reload equal   (1)
+├── GoldenError            a golden file differs, is missing or is stale            (3)
+└── ConstraintError        a constraint of the spec is not met                      (4)
 """
 
 from dataclasses import dataclass
@@ -88,7 +88,8 @@ class Problem:
     def __str__(self) -> str:
         place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
         head = ": ".join(part for part in (place, self.key, self.message) if part)
-        return "\n".join(part for part in (head, self.excerpt, self.hint and f"  {self.hint}") if part)
+        parts = (head, self.excerpt, self.hint and f"  {self.hint}")
+        return "\n".join(part for part in parts if part)
 
 
 class SpecError(FxCompressError):

@@ -28,7 +28,9 @@ def _operand(node: fx.Node, index: int, *names: str) -> Any:
 
 def _output(node: fx.Node) -> torch.Tensor:
     value = node.meta["val"]
-    return value[0] if isinstance(value, tuple | list) else value
+    tensor = value[0] if isinstance(value, tuple | list) else value
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
 
 
 def _weight(node: fx.Node, module: nn.Module | None) -> torch.Tensor:
@@ -105,8 +107,8 @@ def _recurrent(node: fx.Node, module: nn.Module | None) -> Expr:
 
 def _bilinear(node: fx.Node, module: nn.Module | None) -> Expr:
     weight = module.weight if module is not None else _operand(node, 2, "weight")
-    rows = product(_output(node).shape[:-1])
-    return rows * product(weight.shape)  # type: ignore[union-attr]
+    assert isinstance(weight, torch.Tensor)
+    return product(_output(node).shape[:-1]) * product(weight.shape)
 
 
 RULES: Mapping[str, Rule] = {

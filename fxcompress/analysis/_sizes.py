@@ -1,14 +1,14 @@
 """Sizes of traced values as exact expressions in the dynamic dimensions."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
 
 __all__ = ["Expr", "elements", "evaluate", "size"]
 
-Expr = sympy.Expr | int
+Expr: TypeAlias = sympy.Expr | int
 
 
 def size(value: Any) -> Expr:
