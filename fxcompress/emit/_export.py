@@ -41,7 +41,7 @@ def export_program(plain: PlainProgram, dims: Mapping[str, Dim], example: Leaves
         EmitError: torch.export refuses the graph.
     """
     call = plain.call(example)
-    shapes = _dynamic_shapes(plain, dims)
+    shapes: Any = _dynamic_shapes(plain, dims)
     notes: tuple[str, ...] = ()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -84,7 +84,7 @@ def _ordinary(module: fx.GraphModule) -> nn.Module:
 
     torch.export interprets a GraphModule node by node, and then gives keyword arguments by place.
     """
-    made = type("Exported", (nn.Module,), {"forward": type(module).forward})()
+    made: nn.Module = type("Exported", (nn.Module,), {"forward": type(module).forward})()
     for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
         setattr(made, table, getattr(module, table))
     return made.train(module.training)

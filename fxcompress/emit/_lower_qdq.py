@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxcompress.emit._integers import IntegerWeight, Rounding
 from fxcompress.nn import (
     FakeQuantize,
     OperandConv1d,
@@ -35,7 +36,7 @@ from fxcompress.nn import (
     OperandLinear,
 )
 
-__all__ = ["IntegerWeight", "Lowered", "Rounding", "is_quantized", "lower", "register_decomposed"]
+__all__ = ["Lowered", "is_quantized", "lower", "register_decomposed"]
 
 _CONVOLUTIONS: Final[dict[type[nn.Module], Callable[..., Tensor]]] = {
     OperandConv1d: F.conv1d,
@@ -58,53 +59,6 @@ class Lowered:
     convolutions: int = 0
     linears: int = 0
     notes: list[str] = field(default_factory=list)
-
-
-class IntegerWeight(nn.Module):
-    """A weight stored as integers, given back as `(weight - zero_point) · scale`.
-
-    `scale` has the shape that broadcasts against `weight` (with `group`, against
-    `[channels, elements / group, group]`); `zero_point` is None where it is 0.
-    """
-
-    def __init__(self, quantizer: FakeQuantize, weight: Tensor) -> None:
-        super().__init__()
-        self.axis, self.group = quantizer.axis, quantizer.group
-        self.qmin, self.qmax, self.dtype = quantizer.qmin, quantizer.qmax, weight.dtype
-        with torch.no_grad():
-            self.register_buffer("weight", quantizer.quantize(weight).to(quantizer.dtype))
-        scale, zero_point = quantizer._parameters_for(weight)
-        self.register_buffer("scale", scale.detach().clone())
-        has_zero_point = bool(zero_point.any())
-        self.register_buffer("zero_point", zero_point.detach().clone() if has_zero_point else None)
-
-    def forward(self) -> Tensor:
-        """Return the weight as floats."""
-        weight = cast(Tensor, self.weight).float()
-        if self.group is not None:
-            weight = weight.reshape(weight.shape[0], -1, self.group)
-        if self.zero_point is not None:
-            weight = weight - self.zero_point
-        shape = cast(Tensor, self.weight).shape
-        return (weight * cast(Tensor, self.scale)).reshape(shape).to(self.dtype)
-
-
-class Rounding(nn.Module):
-    """A fake-quantize of activations with one scale, in the fewest operations.
-
-    `round(x / scale)` is clamped to the integers less the zero point, which then never occurs.
-    """
-
-    def __init__(self, quantizer: FakeQuantize) -> None:
-        super().__init__()
-        zero_point = int(quantizer.zero_point)
-        self.scale = float(quantizer.scale)
-        self.low, self.high = quantizer.qmin - zero_point, quantizer.qmax - zero_point
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x` rounded; half precision is divided as float, which rounds once only."""
-        levels = (x.float() / self.scale).round().clamp(self.low, self.high)
-        return (levels * self.scale).to(x.dtype)
 
 
 def is_quantized(module: fx.GraphModule) -> bool:
@@ -270,7 +224,7 @@ class _Decomposed:
         path = str(node.target)
         options = {} if stored.dtype is torch.float32 else {"out_dtype": stored.dtype}
         limits = (stored.qmin, stored.qmax, stored.weight.dtype)
-        stored.scale = cast(Tensor, stored.scale).flatten().float()
+        stored.scale = stored.scale.flatten().float()
         if stored.zero_point is not None:
             stored.zero_point = stored.zero_point.flatten().to(torch.int64)
         with self.graph.inserting_before(node):
@@ -325,7 +279,7 @@ class _Decomposed:
             return None
         path = f"{node.target}_bias"
         _, scale_x = self.quantized[source]
-        scale_w = cast(Tensor, weight.scale).detach().flatten().double()
+        scale_w = weight.scale.detach().flatten().double()
         if weight.axis is None:
             scale_w = scale_w.expand(bias.shape[0])
         symmetric = weight.zero_point is None and weight.group is None and weight.axis in (None, 0)

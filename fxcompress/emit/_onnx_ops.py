@@ -21,7 +21,7 @@ _RANGES = {"u8": (0, 255), "s8": (-128, 127)}
 def translations(program: ExportedProgram) -> Mapping[Callable[..., Any], Callable[..., Any]]:
     """Return the table for `torch.onnx.export(custom_translation_table=…)`."""
     ops = register_decomposed()
-    table = {
+    table: dict[Callable[..., Any], Callable[..., Any]] = {
         ops.quantize_per_tensor.default: _quantize_per_tensor,
         ops.dequantize_per_tensor.default: _dequantize_per_tensor,
         ops.dequantize_per_channel.default: _dequantize_per_channel,

@@ -48,7 +48,7 @@ def probes(
     by_name = isinstance(example_inputs, Mapping)
     leaves = program.signature.flatten(
         () if by_name else tuple(example_inputs),
-        dict(example_inputs) if by_name else {},  # type: ignore[arg-type]
+        dict(example_inputs) if by_name else {},
     )
     return _resized(program, leaves, first), _resized(program, leaves, second)
 

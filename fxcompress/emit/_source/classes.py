@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 
-from fxcompress.emit._source.body import Body, write_body, write_root_body
+from fxcompress.emit._source.body import Body, write_body
 from fxcompress.emit._source.layout import WIDTH
-from fxcompress.emit._source.literals import Literal, Literals, fill, holes, literal_text
-from fxcompress.emit._source.naming import camel, identifier
+from fxcompress.emit._source.literals import Literals, fill, holes, literal_text
+from fxcompress.emit._source.naming import camel
+from fxcompress.emit._source.pieces import Column, Container, New, Piece, columns_of, piece_text
+from fxcompress.emit._source.root import write_root_body
 from fxcompress.emit._source.tree import Unit
 from fxcompress.ir.signature import Signature
 
@@ -25,28 +26,7 @@ _TAKEN: Final = frozenset(
 )  # fmt: skip
 # Places of modules that leaves were given; a child's own name has neither dot nor bracket.
 _ADDED: Final = ("self.", "self[")
-_VAGUE: Final = frozenset({"size", "value"})
 _ANNOTATIONS: Final = {bool: "bool", int: "int", float: "float", str: "str"}
-
-
-@dataclass(frozen=True)
-class _New:
-    """The making of one module: class, and arguments as (name, hole, default, is positional)."""
-
-    cls: str
-    arguments: tuple[tuple[str, int, Any, bool], ...]
-
-
-@dataclass(frozen=True)
-class _Container:
-    """The making of a container of torch.nn."""
-
-    kind: str
-    names: tuple[str, ...]
-    items: tuple[_New | _Container, ...]
-
-
-_Piece = _New | _Container
 
 
 @dataclass
@@ -55,7 +35,7 @@ class _Draft:
 
     unit: Unit
     literals: Literals
-    children: list[tuple[str, _Piece]]
+    children: list[tuple[str, Piece]]
     tensors: list[tuple[str, str]]
     body: Body | None
 
@@ -145,7 +125,7 @@ class _Classes:
             body = write_body(unit, unit.region, self.symbols, literals)
         return _Draft(unit, literals, children, tensors, body)
 
-    def _added(self, unit: Unit, literals: Literals, place: str) -> Iterable[tuple[str, _Piece]]:
+    def _added(self, unit: Unit, literals: Literals, place: str) -> Iterable[tuple[str, Piece]]:
         """Yield the modules that leaves were given, and where: `self.bn.act`."""
         if unit.kind == "class":
             return
@@ -155,7 +135,7 @@ class _Classes:
                 yield inner, self._piece(child, literals, name)
             yield from self._added(child, literals, inner)
 
-    def _piece(self, unit: Unit, literals: Literals, owner: str) -> _Piece:
+    def _piece(self, unit: Unit, literals: Literals, owner: str) -> Piece:
         if unit.leaf is not None:
             arguments = tuple(
                 (
@@ -166,19 +146,19 @@ class _Classes:
                 )
                 for i, (name, value, default) in enumerate(unit.leaf.arguments)
             )
-            return _New(unit.leaf.cls, arguments)
+            return New(unit.leaf.cls, arguments)
         if unit.kind == "class":
             made = self.made[unit.path]
             given = tuple(
                 (name, _number(literals.hole(value, owner, name)), ..., False)
                 for name, value in made.arguments
             )
-            return _New(made.name, given)
+            return New(made.name, given)
         items = tuple(
             self._piece(child, literals, owner if name.isdigit() else name)
             for name, child in unit.children.items()
         )
-        return _Container(unit.kind, tuple(unit.children), items)
+        return Container(unit.kind, tuple(unit.children), items)
 
     def _parameters(self, unit: Unit, literals: Literals) -> Iterable[tuple[str, str]]:
         for name, tensor in unit.parameters.items():
@@ -196,7 +176,10 @@ class _Classes:
         for draft in drafts:
             groups.setdefault(draft.key(), []).append(draft)
         for group in groups.values():
-            columns = _columns(group)
+            columns = columns_of(
+                [draft.literals.found for draft in group],
+                {name for name, _ in group[0].children},
+            )
             chosen = name or self._class_name(group[0])
             self.names.add(chosen)
             self.classes.append(_source(chosen, group, columns))
@@ -234,58 +217,13 @@ def _empty(tensor: torch.Tensor, literals: Literals, name: str) -> str:
     return f"torch.empty({', '.join([sizes, dtype]) if dtype else sizes})"
 
 
-@dataclass
-class _Column:
-    """One literal over all modules of a class: its values, and its name if they differ."""
-
-    values: list[Any]
-    name: str | None
-
-
-def _columns(group: Sequence[_Draft]) -> list[_Column]:
-    first = group[0].literals.found
-    columns = [
-        _Column([draft.literals.found[i].value for draft in group], None) for i in range(len(first))
-    ]
-    # Literals that vary together are one argument.
-    together: dict[tuple[str, ...], list[int]] = {}
-    for number, column in enumerate(columns):
-        key = tuple(map(repr, column.values))
-        if len(set(key)) > 1:
-            together.setdefault(key, []).append(number)
-    taken = {"self", *(name for name, _ in group[0].children)}
-    hints = Counter(_hint([first[n] for n in numbers]) for numbers in together.values())
-    for numbers in together.values():
-        hint, owner = _hint([first[n] for n in numbers]), first[numbers[0]].owner
-        if hints[hint] > 1:
-            hint = identifier(first[numbers[0]].name)
-        if owner and not owner.isdigit() and (hints[hint] > 1 or hint in _VAGUE or hint in taken):
-            hint = identifier(f"{owner}_{hint}")
-        name, count = hint, 1
-        while name in taken:
-            count += 1
-            name = f"{hint}_{count}"
-        taken.add(name)
-        for number in numbers:
-            columns[number].name = name
-    return columns
-
-
-def _hint(literals: Sequence[Literal]) -> str:
-    names = {literal.name for literal in literals}
-    for kind in ("channels", "features"):
-        if {f"in_{kind}", f"out_{kind}"} <= names:
-            return kind
-    return identifier(literals[0].name)
-
-
 def _body_holes(draft: _Draft) -> set[Any]:
     if draft.body is None:
         return set()
     return {number for line in [*draft.body.lines, draft.body.result] for number in holes(line)}
 
 
-def _arguments(columns: Sequence[_Column], index: int) -> list[tuple[str, Any]]:
+def _arguments(columns: Sequence[Column], index: int) -> list[tuple[str, Any]]:
     found: dict[str, Any] = {}
     for column in columns:
         if column.name is not None:
@@ -293,7 +231,7 @@ def _arguments(columns: Sequence[_Column], index: int) -> list[tuple[str, Any]]:
     return list(found.items())
 
 
-def _source(name: str, group: Sequence[_Draft], columns: Sequence[_Column]) -> ClassSource:
+def _source(name: str, group: Sequence[_Draft], columns: Sequence[Column]) -> ClassSource:
     draft = group[0]
     # A value that `forward` needs is kept on the module.
     kept = sorted({str(columns[n].name) for n in _body_holes(draft) if columns[n].name is not None})
@@ -306,7 +244,7 @@ def _source(name: str, group: Sequence[_Draft], columns: Sequence[_Column]) -> C
         column = columns[number]
         return literal_text(column.values[0]) if column.name is None else f"self.{column.name}"
 
-    texts = [(name, _piece_text(piece, columns)) for name, piece in draft.children]
+    texts = [(name, piece_text(piece, columns)) for name, piece in draft.children]
     made_children = [(name, text) for name, text in texts if not name.startswith(_ADDED)]
     start = "super().__init__()"
     if draft.unit.base == "nn.ModuleList":
@@ -341,7 +279,7 @@ def _assign(attribute: str, text: str) -> str:
     return f'self.add_module("{attribute}", {text})'
 
 
-def _annotation(columns: Sequence[_Column], name: str) -> str:
+def _annotation(columns: Sequence[Column], name: str) -> str:
     values = [v for column in columns if column.name == name for v in column.values]
     kinds = {_ANNOTATIONS.get(type(value), "") for value in values}
     if len(kinds) == 1 and "" not in kinds:
@@ -350,44 +288,6 @@ def _annotation(columns: Sequence[_Column], name: str) -> str:
         only = all(isinstance(v, tuple) for v in values)
         return "tuple[int, ...]" if only else "int | tuple[int, ...]"
     return "Any"
-
-
-def _piece_text(piece: _Piece, columns: Sequence[_Column]) -> str:
-    if isinstance(piece, _Container):
-        return _container_text(piece, columns)
-    parts = []
-    for name, number, default, positional in piece.arguments:
-        column = columns[number]
-        if column.name is None and _is_default(column.values[0], default):
-            continue
-        value = column.name or literal_text(column.values[0])
-        parts.append(value if positional else f"{name}={value}")
-    return f"{piece.cls}({', '.join(parts)})"
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    if default is ... or isinstance(value, bool) != isinstance(default, bool):
-        return False
-    return type(default) in (bool, int, float, str, tuple, type(None)) and bool(value == default)
-
-
-def _container_text(piece: _Container, columns: Sequence[_Column]) -> str:
-    items = [_piece_text(item, columns) for item in piece.items]
-    numbered = list(piece.names) == [str(i) for i in range(len(items))]
-    repeated = len(items) > 2 and len(set(items)) == 1
-    if piece.kind == "sequential" and numbered:
-        inner = f"*({items[0]} for _ in range({len(items)}))" if repeated else ", ".join(items)
-        return f"nn.Sequential({inner})"
-    pairs = zip(piece.names, items, strict=True)
-    if piece.kind == "sequential":
-        inner = ", ".join(f'("{name}", {item})' for name, item in pairs)
-        return f"nn.Sequential(OrderedDict([{inner}]))"
-    if piece.kind == "dict":
-        inner = ", ".join(f'"{name}": {item}' for name, item in pairs)
-        return f"nn.ModuleDict({{{inner}}})"
-    if repeated:
-        return f"nn.ModuleList({items[0]} for _ in range({len(items)}))"
-    return f"nn.ModuleList([{', '.join(items)}])"
 
 
 def _doc(units: Sequence[Unit]) -> str:

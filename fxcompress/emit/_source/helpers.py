@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxcompress.emit._lower_qdq import IntegerWeight
+from fxcompress.emit._integers import IntegerWeight
 from fxcompress.nn import (
     FakeQuantize,
     OperandConv1d,
@@ -100,7 +100,7 @@ def _fake_quantize(module: FakeQuantize) -> dict[str, Any]:
 
 
 def _integer_weight(module: IntegerWeight) -> dict[str, Any]:
-    weight, scale = cast(Tensor, module.weight), cast(Tensor, module.scale)
+    weight, scale = module.weight, module.scale
     arguments: dict[str, Any] = {"shape": tuple(weight.shape), "scale_shape": tuple(scale.shape)}
     if module.zero_point is not None:
         arguments["zero_point"] = True
@@ -190,7 +190,7 @@ def _fits(layer: nn.Module, stored: IntegerWeight) -> bool:
 
 
 def _is_int8(stored: IntegerWeight) -> bool:
-    return cast(Tensor, stored.weight).dtype is torch.int8
+    return stored.weight.dtype is torch.int8
 
 
 def _is_private(module: fx.GraphModule, node: fx.Node) -> bool:

@@ -209,8 +209,8 @@ def _is_chain(unit: Unit, region: Region) -> bool:
         if isinstance(item, Region):
             operands, results, path = item.inputs, item.outputs, item.path
             readers = set(item.nodes())
-        elif item.op == "call_module" and not item.kwargs:
-            operands, results, path = list(item.args), [item], str(item.target)
+        elif item.op == "call_module" and not item.kwargs and len(item.args) == 1:
+            operands, results, path = item.all_input_nodes, [item], str(item.target)
             readers = {item}
         else:
             return False
