@@ -33,17 +33,17 @@ def declare_operators() -> torch.library.Library | None:
     folder = Path(spec.origin).parent
     if _extension_loads(folder):
         return None
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     source = (folder / "_meta_registrations.py").read_text(encoding="utf-8")
     for name in dict.fromkeys(_REGISTRATION.findall(source)):
-        library.define(f"{name}(Tensor x) -> Tensor")
+        library.define(f"{name}(Tensor x) -> Tensor")  # type: ignore[no-untyped-call]
     return library
 
 
 def _extension_loads(folder: Path) -> bool:
     for extension in folder.glob("_C*.so"):
         try:
-            torch.ops.load_library(str(extension))
+            torch.ops.load_library(str(extension))  # type: ignore[no-untyped-call]
         except (OSError, RuntimeError):
             continue
         return True
