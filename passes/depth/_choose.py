@@ -48,7 +48,8 @@ def choose(program: Program, options: SkipBlocksOptions, context: Context) -> Sk
         if context.planning:
             # Blocks of a stack are alike in cost, so that the last ones show what will be saved.
             skipped = set(sorted(legal)[-count:])
-            pending = (f"which {count} blocks: known after measuring block influence",)
+            which = "which block" if count == 1 else f"which {count} blocks"
+            pending = (f"{which}: known after measuring block influence",)
         else:
             influence = _influences(program, options, context, legal, ids)
             skipped = set(sorted(legal, key=lambda index: (influence[index], index))[:count])

@@ -51,8 +51,10 @@ class _Decider:
         candidates = [node for node in self.program.nodes if self._is_candidate(node)]
         selected = set(Selector.of(self.options).select(self.program, candidates))
         for node in candidates:
-            reason = self._obstacle(node) if node in selected else "it is not selected"
-            if reason is None:
+            reason = self._obstacle(node) if node in selected else None
+            if node not in selected:
+                self.float32.add(node)
+            elif reason is None:
                 self.compute[node] = None
             else:
                 self._stay(node, reason)
