@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fxcompress.errors import ModelError
 from fxcompress.ir._calling import CallLike
 from fxcompress.ir._recorder._build import build_module
 from fxcompress.ir._recorder._inputs import BoundCall, DynamicDims, bind_call
@@ -64,6 +65,11 @@ def capture(
         CaptureError: The model cannot be recorded faithfully; the error names its line.
         ModelError: The example inputs do not fit the model.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"capture takes a torch.nn.Module, not a {type(model).__name__}",
+            hint="wrap a function in a module whose forward calls it",
+        )
     check_opaque(model, tuple(opaque))
     call = bind_call(model, args, kwargs or {}, dynamic, static)
     sizes = _make_sizes(call)
@@ -92,6 +98,8 @@ def _program(
     module = build_module(
         model, recording.graph, recording.leaves, state, recording.constants, title
     )
+    if dual.evaluates_only:
+        module.eval()
     held = set(dict(module.named_parameters(remove_duplicate=False)))
     held |= set(dict(module.named_buffers(remove_duplicate=False)))
     ties = {alias: first for alias, first in state.ties.items() if alias in held}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +62,29 @@ def test_what_export_cannot_capture_either_is_explained() -> None:
     with pytest.raises(CaptureError, match=r"torch\.export cannot capture Reads"):
         capture(model, (torch.randn(2, 3),), tracer="export")
     assert model.training
+
+
+def test_a_program_captured_again_is_the_same_program() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    program = capture(Mixed(), (x,), name="mixed")
+    again = capture(program.module, (x,), name="mixed")
+    assert again.text() == program.text()
+    assert "train-differs" not in {note.kind for note in again.notes}
+
+
+def test_an_exported_program_is_captured_in_its_own_names(tmp_path: Path) -> None:
+    model = Mixed().eval()
+    x = torch.randn(2, 3, 8, 8)
+    shapes = ({0: torch.export.Dim.DYNAMIC}, None)
+    exported = torch.export.export(model, (x, False), dynamic_shapes=shapes, strict=False)
+    torch.export.save(exported, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    program = capture(loaded, (x, False))
+    program.verify()
+    called = {n.target for n in program.nodes if n.op == "call_module"}
+    assert {"stem.0", "stem.1", "norm"} <= called
+    assert {scope for n in program.nodes for scope in n.meta.get("scope", ())} >= {
+        ("attention", "torch.nn.MultiheadAttention")
+    }
+    x = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(program(x, False)["out"], model(x)["out"])

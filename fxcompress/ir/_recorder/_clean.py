@@ -75,6 +75,13 @@ def _keeps_order(node: fx.Node, operand: fx.Node) -> bool:
     return [d % value.dim() for d in dims] == list(range(value.dim()))
 
 
+def _neutral(node: fx.Node, operand: fx.Node, number: int) -> bool:
+    literal = node.args[1] if len(node.args) == 2 and not node.kwargs else None
+    if isinstance(literal, bool) or not isinstance(literal, (int, float)) or literal != number:
+        return False
+    return same_shape(node.meta.get("val"), operand.meta.get("val"))
+
+
 def _no_strides_needed(node: fx.Node, operand: fx.Node) -> bool:
     return not any(user.target in _NEED_STRIDES for user in node.users)
 
@@ -91,13 +98,16 @@ _NO_OPS: dict[Any, Callable[[fx.Node, fx.Node], bool]] = {
     torch.flatten: _keeps_type,
     torch.squeeze: _keeps_type,
     torch.permute: _keeps_order,
+    torch.add: lambda node, operand: _neutral(node, operand, 0),
+    torch.mul: lambda node, operand: _neutral(node, operand, 1),
 }
 
 
 def _sink_state(graph: fx.Graph) -> None:
     """Move every `get_attr` right before its first user, so that a text reads in order."""
-    place = {node: index for index, node in enumerate(graph.nodes)}
-    for node in [n for n in graph.nodes if n.op == "get_attr"]:
-        first = min(node.users, key=lambda user: place[user])
-        if first.op != "output":
-            first.prepend(node)
+    placed: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        for operand in node.all_input_nodes:
+            if operand.op == "get_attr" and operand not in placed:
+                placed.add(operand)
+                node.prepend(operand)

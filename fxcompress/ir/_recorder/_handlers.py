@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fxcompress.errors import CaptureError
+from fxcompress.ir._recorder._overloads import call_overload, public_form
 from fxcompress.ir._recorder._source import current_place, full_place
 
 if TYPE_CHECKING:
@@ -25,7 +26,14 @@ def find(func: Callable[..., Any]) -> Handler | None:
     handler = _HANDLERS.get(func)
     if handler is None and getattr(func, "__name__", "") in ("__get__", "__set__"):
         return _property
+    if isinstance(func, torch._ops.OpOverload) and public_form(func) is not None:
+        return _overload
     return handler
+
+
+def _overload(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with recorder:
+        return call_overload(func, args, kwargs)
 
 
 def _property(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,8 +43,6 @@ class Step:
         if self.kind == "unsqueeze":
             return recorder.emit(torch.unsqueeze, (node, self.dim), {}, value)
         cut = slice(self.start, self.stop, self.step if self.step != 1 else None)
-        import operator
-
         index = (slice(None),) * self.dim + (cut,)
         return recorder.emit(operator.getitem, (node, index), {}, value)
 

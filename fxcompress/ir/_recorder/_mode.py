@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -119,8 +120,10 @@ class Recorder(TorchFunctionMode):
     ) -> fx.Node:
         """Write one node; tensors and sizes in the arguments become nodes."""
         kind = op or ("call_method" if isinstance(target, str) else "call_function")
+        # In an index a list picks places and a tuple names dimensions; elsewhere they are the same.
+        keep = target is operator.getitem
         node = self.graph.create_node(
-            kind, target, self.lower(tuple(args)), self.lower(dict(kwargs))
+            kind, target, self.lower(tuple(args), keep), self.lower(dict(kwargs))
         )
         if value is not None:
             node.meta["val"] = value
@@ -144,8 +147,6 @@ class Recorder(TorchFunctionMode):
         if isinstance(result, torch.Tensor):
             self._define_tensor(result, node, source, call)
         elif isinstance(result, (tuple, list)):
-            import operator
-
             for index, item in enumerate(result):
                 if isinstance(item, (torch.Tensor, tuple, list)):
                     part = self.emit(operator.getitem, (node, index), {}, item)
@@ -156,8 +157,6 @@ class Recorder(TorchFunctionMode):
                         None if call is None else (*call[:2], {**call[2], "__item__": index}),
                     )
         elif isinstance(result, dict):
-            import operator
-
             for key, item in result.items():
                 self.define(item, self.emit(operator.getitem, (node, key), {}, item))
 
@@ -220,17 +219,22 @@ class Recorder(TorchFunctionMode):
         self._names[id(tensor)] = name
         return name
 
-    def lower(self, value: Any) -> Any:
-        """Return an argument with its tensors and sizes replaced by nodes."""
+    def lower(self, value: Any, lists: bool = False) -> Any:
+        """Return an argument with its tensors and sizes replaced by nodes, lists by tuples.
+
+        Args:
+            value: The argument.
+            lists: Whether lists stay lists.
+        """
         if isinstance(value, torch.Tensor):
             return self.node_of(value)
         if isinstance(value, _SYMBOLIC):
             return self.writer.node(value)
         if isinstance(value, (tuple, list)):
-            items = [self.lower(item) for item in value]
-            return items if isinstance(value, list) else tuple(items)
+            items = [self.lower(item, lists) for item in value]
+            return items if lists and isinstance(value, list) else tuple(items)
         if isinstance(value, dict):
-            return {key: self.lower(item) for key, item in value.items()}
+            return {key: self.lower(item, lists) for key, item in value.items()}
         if isinstance(value, slice):
             return slice(self.lower(value.start), self.lower(value.stop), self.lower(value.step))
         return value

@@ -16,6 +16,7 @@ from fxcompress.ir._recorder._gradients import settle_gradients
 from fxcompress.ir._recorder._guards import assumptions
 from fxcompress.ir._recorder._inputs import BoundCall
 from fxcompress.ir._recorder._merge import Difference, drop_inactive, merge_modes
+from fxcompress.ir._recorder._play import plays
 from fxcompress.ir._recorder._record import Recording, fake_inputs, record_model
 from fxcompress.ir._recorder._sizes import Sizes
 from fxcompress.ir._recorder._state import ModelState
@@ -28,11 +29,19 @@ __all__ = ["DualRecording", "record_both", "record_exported"]
 
 @dataclass
 class DualRecording:
-    """The evaluation recording, changed to be right in training too, and what to note."""
+    """The evaluation recording, changed to be right in training too, and what to note.
+
+    Attributes:
+        recording: What was recorded.
+        trains: Whether the graph is that of training mode too.
+        notes: What a reader of the Program must know.
+        evaluates_only: Whether the source was a graph of evaluation mode, without a training mode.
+    """
 
     recording: Recording
     trains: bool
     notes: list[Note] = field(default_factory=list)
+    evaluates_only: bool = False
 
 
 def record_both(
@@ -75,6 +84,7 @@ def record_both(
         evaluated.leaves = leaves
     except (CaptureError, Difference) as error:
         dual.trains = False
+        dual.evaluates_only = plays(model)
         where = error.where or "" if isinstance(error, CaptureError) else ""
         text = f"the graph is that of evaluation mode; in training mode: {error}"
         dual.notes.append(Note("train-differs", where, text))
@@ -98,7 +108,7 @@ def record_exported(
     exported = export_model(model, call, sizes)
     recording = record_model(
         model, state, call, sizes, dict(stand_ins), Transcript(), fake_inputs(call, sizes),
-        training=False, player=Player(exported, model, state, stand_ins),
+        training=False, player=Player(exported, state, stand_ins),
     )  # fmt: skip
     graph, leaves = recording.graph, recording.leaves
     remove_dead(graph)
@@ -112,7 +122,7 @@ def record_exported(
         Note("train-differs", "", "torch.export gives the graph of evaluation mode only"),
         *assumptions(sizes, recording.guards),
     ]
-    return DualRecording(recording, trains=False, notes=notes)
+    return DualRecording(recording, trains=False, notes=notes, evaluates_only=True)
 
 
 def _trains(path: str, leaf: nn.Module, state: ModelState) -> bool:

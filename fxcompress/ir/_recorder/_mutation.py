@@ -22,6 +22,8 @@ def is_mutation(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     """Whether a call changes one of its operands."""
     if kwargs.get("inplace") is True or kwargs.get("out") is not None:
         return True
+    if isinstance(func, torch._ops.OpOverload):
+        return bool(func._schema.is_mutable)
     name = getattr(func, "__name__", "")
     if name == "__setitem__":
         return True
@@ -42,6 +44,8 @@ def apply_mutation(
 ) -> Any:
     """Run an in-place call, and write the call that gives the new value."""
     name = getattr(func, "__name__", "")
+    if isinstance(func, torch._ops.OpOverload):
+        raise _refuse(f"{func} changes a tensor in place")
     if kwargs.get("out") is not None:
         raise _refuse(f"{name}(out=…) writes into a tensor")
     if kwargs.get("inplace") is True:

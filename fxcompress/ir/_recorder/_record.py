@@ -20,6 +20,7 @@ from fxcompress.ir._recorder._fake import Transcript, fill_values
 from fxcompress.ir._recorder._guards import check_still_dynamic
 from fxcompress.ir._recorder._inputs import BoundCall
 from fxcompress.ir._recorder._mode import Recorder
+from fxcompress.ir._recorder._play import GraphPlayer, plays
 from fxcompress.ir._recorder._scopes import ModuleFollower
 from fxcompress.ir._recorder._sizes import Guard, Sizes
 from fxcompress.ir._recorder._source import full_place, place_of_error
@@ -78,6 +79,8 @@ def record_model(
     """
     twin = copy_tree(model, stand_ins)
     twin.train(training) if training else twin.eval()
+    if player is None and plays(twin):
+        player = GraphPlayer(twin)  # type: ignore[arg-type]
     recorder = Recorder(state, stand_ins, sizes, transcript, training=training)
     follower = ModuleFollower(recorder, twin, model, opaque, stochastic or {})
     for tensor, fake in zip(call.inputs, fakes, strict=True):
