@@ -216,7 +216,9 @@ FUNCTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS, ids=str,
+    ids=lambda each: getattr(each, "__name__", str(each)),
+)
 def test_functions_are_found_again(function):
     assert resolve_function(write_function(function)) is function
 
