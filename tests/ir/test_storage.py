@@ -216,9 +216,7 @@ FUNCTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=str,
-    ids=lambda each: getattr(each, "__name__", str(each)),
-)
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda each: each.__name__)
 def test_functions_are_found_again(function):
     assert resolve_function(write_function(function)) is function
 
