@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 
-from ._results import CHECKS, Result
+from ._results import CHECKS, Check, Result
 
 __all__ = ["render"]
 
@@ -23,7 +23,8 @@ def render(results: Sequence[Result], *, command: str) -> str:
         "Each model runs in its own process. *equal*: outputs equal eager to 1e-5 of their range on"
         " a second random input with another batch size (text: length and padding too)."
         " *keys*: the state dict keys are the original's, but those listed as unused. *train*: with"
-        " one seed, outputs, gradients and buffers after a training step equal eager's. *verify*:"
+        " one seed, outputs, gradients and buffers after a training step equal eager's (≈: in"
+        " double precision, where single precision amplifies rounding). *verify*:"
         " `fxcompress.ir.verify`. *macs*: within 0.1 % of `torch.utils.flop_counter`."
         " Seconds are CPU seconds of `capture` in both modes with its own verification.",
         "",
@@ -93,7 +94,7 @@ def _rows(results: Sequence[Result]) -> list[str]:
                 [
                     result.id,
                     result.family,
-                    *(_MARKS[result.checks[name].status] for name in CHECKS),
+                    *(_mark(result.checks[name]) for name in CHECKS),
                     "–" if error is None else f"{error:.0e}",
                     _count(result.nodes),
                     _count(result.parameters),
@@ -103,6 +104,11 @@ def _rows(results: Sequence[Result]) -> list[str]:
             )
         )
     return lines
+
+
+def _mark(check: Check) -> str:
+    """A check that passed with a reservation (in double precision only) is marked as such."""
+    return "≈" if check.status == "pass" and check.detail else _MARKS[check.status]
 
 
 def _source(result: Result) -> str:

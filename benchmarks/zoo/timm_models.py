@@ -51,7 +51,7 @@ _STOCHASTIC: tuple[tuple[str, str, int], ...] = (
     ("cpubone", "cpubone_t0", 64),
     ("crossvit", "crossvit_9_dagger_240", 64),
     ("crossvit", "crossvit_tiny_240", 64),
-    ("csatv2", "csatv2", 256),
+    ("csatv2", "csatv2", 64),
     ("cspnet", "cs3darknet_s", 64),
     ("cspnext", "cspnext_tiny", 64),
     ("davit", "davit_tiny", 64),

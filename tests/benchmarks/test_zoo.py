@@ -12,7 +12,7 @@ from benchmarks.zoo._compare import (
     compare_values,
     tensors,
 )
-from benchmarks.zoo._measure import measure
+from benchmarks.zoo._measure import _Runner, measure
 from benchmarks.zoo._models import image_inputs, randomise
 from benchmarks.zoo._results import Check, Result, read_results, write_results
 from benchmarks.zoo._table import render
@@ -114,3 +114,26 @@ def test_results_survive_their_file(tmp_path):
     result.checks["equal"] = Check("fail", "off", 0.5)
     write_results(tmp_path / "zoo.json", [result])
     assert read_results(tmp_path / "zoo.json") == [result]
+
+
+def test_a_wrong_program_is_noticed_in_both_modes():
+    def build():
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+        return layers.eval()
+
+    zoo = ZooModel("timm", "mlp", "mlp", build, image_inputs(4))
+    result = Result(zoo.id, zoo.family, [])
+    runner = _Runner(zoo, result)
+    runner.eager()
+    runner.capture()
+    assert runner.equal() <= 1e-5
+    assert runner.train() <= 1e-5
+    assert not result.checks["train"].detail
+    with torch.no_grad():
+        runner.program.module.get_submodule("3").weight[0, 0] += 0.01
+    with pytest.raises(Mismatch, match="output out"):
+        runner.equal()
+    runner.program.module.get_submodule("2").p = 0.4
+    with pytest.raises(Mismatch, match="train output out"):
+        runner.train()
