@@ -215,3 +215,22 @@ class TestCrepe:
         with torch.no_grad():
             cents = load("crepe/metric.py").decode(load("crepe/model.py").crepe()(frame))
         assert abs(cents.item() - 1200 * math.log2(44)) < 25
+
+
+@needs("sklearn")
+def test_the_digits_spec_makes_its_golden_graph(capsys: pytest.CaptureFixture[str]) -> None:
+    from fxcompress.cli import main
+
+    code = main(["golden", str(SPECS / "digits/spec.yaml")])
+    assert code == 0, capsys.readouterr().out
+
+
+def test_every_spec_of_the_examples_checks_and_has_a_golden_text() -> None:
+    from fxcompress.spec import Spec
+
+    files = sorted(SPECS.glob("*/spec.yaml"))
+    assert len(files) == 5
+    for file in files:
+        assert Spec.load(file).steps
+        assert (file.parent / "README.md").is_file()
+        assert file.with_suffix(".fxg").is_file()
