@@ -240,6 +240,7 @@ def test_literals_leave_holes_of_a_typical_width() -> None:
     [
         ("it's", '"it\'s"'),
         ((1,), "(1,)"),
+        (-3.4e38, "-3.4e38"),
         (float("-inf"), 'float("-inf")'),
         ([1, (2, None)], "[1, (2, None)]"),
         ({"a": True}, '{"a": True}'),

@@ -107,6 +107,7 @@ class Writer:
 
     def run(self, results: Sequence[fx.Node]) -> None:
         """Write every statement; `results` are used once more at the end."""
+        self.items = self._needed(self._first_sizes(), results)
         for index, item in enumerate(self.items):
             for node in item.uses:
                 self.counts[node] += 1
@@ -117,6 +118,34 @@ class Writer:
         self._extend_sizes()
         for index, item in enumerate(self.items):
             self._write(index, item, results)
+
+    def _first_sizes(self) -> list[Item]:
+        """Return the items, each dynamic size asked for once."""
+        known, kept = set(self.sizes), []
+        for item in self.items:
+            if isinstance(item, Sizes):
+                named = {p: dimension(nodes[0], self.symbols) for p, nodes in item.nodes.items()}
+                new = {p: item.nodes[p] for p, name in named.items() if name not in known}
+                known.update(str(name) for name in named.values())
+                if not new:
+                    continue
+                item = Sizes(item.tensor, new)
+            kept.append(item)
+        return kept
+
+    def _needed(self, items: Sequence[Item], results: Sequence[fx.Node]) -> list[Item]:
+        """Return the items that the results need: a tensor may be there for its size alone."""
+        needed = set(results)
+        sizes = {dimension(node, self.symbols) for node in results} - {None}
+        kept: list[Item] = []
+        for item in reversed(items):
+            asked = {dimension(node, self.symbols) for node in item.defines} & sizes
+            if not asked and needed.isdisjoint(item.defines):
+                continue
+            kept.append(item)
+            needed.update(item.uses)
+            sizes |= {dimension(node, self.symbols) for node in item.uses} - {None}
+        return kept[::-1]
 
     def _extend_sizes(self) -> None:
         """Let the name of a size live as long as any node that asks for the same size."""

@@ -301,4 +301,7 @@ def _doc(units: Sequence[Unit]) -> str:
     line = f"{short} at `{paths[0]}`{many}."
     if len(line) + 10 <= WIDTH:
         return line
-    return f"{short} ({len(paths)} modules).\n\n    The first is `{paths[0]}`.\n    "
+    first = paths[0]
+    if len(first) + 20 > WIDTH:
+        first = f"….{first[len(first) + 24 - WIDTH :].partition('.')[2]}"
+    return f"{short} ({len(paths)} modules).\n\n    The first is `{first}`.\n    "

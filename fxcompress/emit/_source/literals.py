@@ -74,4 +74,5 @@ def literal_text(value: Any) -> str:
         return f"{{{inner}}}"
     if isinstance(value, str):
         return '"' + repr(f"'{value}")[2:-1] + '"'
-    return repr(value)
+    text = repr(value)
+    return text.replace("e+", "e") if isinstance(value, float) else text

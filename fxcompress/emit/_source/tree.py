@@ -106,6 +106,8 @@ def build_tree(module: fx.GraphModule, root: Region) -> Unit:
     regions: dict[str, Region] = {}
     _collect(root, regions)
     tree = _build(module, "", leaves, read, regions)
+    for path, region in regions.items():
+        _ensure(tree, path, region)
     _sort(tree, _first_uses(module.graph))
     _set_kinds(tree)
     return tree
@@ -117,6 +119,15 @@ def switch_of(node: fx.Node) -> TrainingSwitch | None:
     return found if isinstance(found, TrainingSwitch) else None
 
 
+def _ensure(tree: Unit, path: str, region: Region) -> None:
+    """Add the unit of a region that has neither leaves nor tensors, such as an activation."""
+    unit, way = tree, ""
+    for part in path.split(".") if path else []:
+        way = f"{way}.{part}" if way else part
+        unit = unit.children.setdefault(part, Unit(way))
+    unit.region = region
+
+
 def _first_uses(graph: fx.Graph) -> dict[str, int]:
     """Return for each module path and tensor name when the graph first uses it."""
     found: dict[str, int] = {}
@@ -126,6 +137,8 @@ def _first_uses(graph: fx.Graph) -> dict[str, int]:
                 parts = str(used.target).split(".")
                 for end in range(1, len(parts) + 1):
                     found.setdefault(".".join(parts[:end]), index)
+        for path, _ in node.meta.get("scope") or ():
+            found.setdefault(path, index)
     return found
 
 
