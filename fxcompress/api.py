@@ -66,6 +66,7 @@ class Job:
         context: Data, metric, seed and provenance.
         spec: Where it comes from, if it comes from a spec.
         source: The spec file, or empty.
+        owned: The Program was made for this job, so a run may move its weights to its folder.
     """
 
     program: Program
@@ -73,6 +74,7 @@ class Job:
     context: Context
     spec: Spec | None = None
     source: str = ""
+    owned: bool = False
 
     def plan(self, on_event: OnEvent | None = None) -> Plan:
         """Say what would be done; the model is not run.
@@ -114,6 +116,7 @@ class Job:
             plan=plan,
             resume=resume,
             overwrite=overwrite,
+            spill=self.owned,
             documents=documents,
             on_event=on_event,
         )
@@ -357,7 +360,7 @@ def prepare(
     )
     original = load_program(spec, meta=meta) if program is None else program
     source = str(spec.files[0]) if spec.files else ""
-    return Job(original, spec.steps, context, spec, source)
+    return Job(original, spec.steps, context, spec, source, owned=program is None)
 
 
 def _steps(recipe: Sequence[Step | Mapping[str, Any]]) -> tuple[Step, ...]:

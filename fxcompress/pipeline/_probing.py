@@ -29,7 +29,7 @@ TOLERANCES = {
     torch.float16: 1e-2,
     torch.bfloat16: 8e-2,
 }
-SAMPLES = 16
+SAMPLES = 8
 """How many samples of real data are a probe."""
 
 

@@ -29,6 +29,7 @@ from fxcompress.ir.storage import graph_to_json, program_from_json
 from fxcompress.pipeline._tensor_file import write_tensors
 from fxcompress.pipeline.lock import PassLock, load_arrays, save_arrays
 from fxcompress.pipeline.records import FORMAT_VERSION, PassRecord
+from fxcompress.rewrite._modules import ModuleTree
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -139,8 +140,8 @@ class Checkpoints:
             RunFolderError: It is damaged.
         """
         folder = self.folder / name
+        manifest = self._manifest(name)
         try:
-            manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
             for file, expected in manifest.files.items():
                 if _sha(folder / file) != expected:
                     raise _damaged(folder / file, "its hash is not the one that was written")
@@ -180,6 +181,34 @@ class Checkpoints:
             self._alive = {id(t): t for t in state.values()}
         return program
 
+    def map_original(self, program: Program) -> None:
+        """Let the original's weights on the CPU be read from its checkpoint.
+
+        Their values stay the same, and memory is taken only for what is read; mapping them again
+        gives that memory back.
+
+        Raises:
+            RunFolderError: The checkpoint is damaged.
+        """
+        places = self._manifest(ORIGINAL).tensors
+        mapped = self._tensors(places)
+        tree = ModuleTree(program.module)
+        wrapped: dict[tuple[str, str], torch.Tensor] = {}
+        for name, tensor in program.state().items():
+            if tensor.device.type == "cpu":
+                value = wrapped.setdefault(places[name], _like(mapped[name], tensor))
+                tree.set_tensor(name, value)
+                if self._alive.pop(id(tensor), None) is not None:
+                    self._where[id(value)] = self._where.pop(id(tensor))
+                    self._alive[id(value)] = value
+
+    def _manifest(self, name: str) -> Manifest:
+        path = self.folder / name / MANIFEST
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise _damaged(path, str(error).splitlines()[0]) from error
+
     def _tensors(self, places: Mapping[str, tuple[str, str]]) -> dict[str, torch.Tensor]:
         """Read tensors, each once however many names it has."""
         wanted: dict[str, set[str]] = {}
@@ -191,6 +220,13 @@ class Checkpoints:
                 for key in keys:
                     read[(name, key)] = file.get_tensor(key)
         return {name: read[place] for name, place in places.items()}
+
+
+def _like(value: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a value as the parameter or buffer that it stands for."""
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(value, requires_grad=tensor.requires_grad)
+    return value
 
 
 def _called(program: Program) -> dict[str, torch.nn.Module]:

@@ -60,6 +60,7 @@ def execute(
     plan: Plan | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    spill: bool = False,
     documents: Mapping[str, str] | None = None,
     on_event: OnEvent | None = None,
 ) -> Execution:
@@ -74,6 +75,8 @@ def execute(
         plan: Refuse unless everything is as it was planned, decisions included.
         resume: Go on with the run in `run_dir` after its last complete checkpoint.
         overwrite: Throw away the run in `run_dir`.
+        spill: Let the given Program read its weights from the run folder once they are there, so
+            that its memory is free for the passes' results. Its values stay the same.
         documents: Texts to keep in the run folder, by file name (`spec.resolved.yaml`).
         on_event: Told of every step's start, progress and end.
 
@@ -90,7 +93,7 @@ def execute(
             folder = stack.enter_context(RunFolder(run_dir, resume=resume, overwrite=overwrite))
         elif resume:
             raise RunFolderError("there is nothing to resume", reason="no run folder was given")
-        run = _Run(program, pipeline, context, folder, on_event)
+        run = _Run(program, pipeline, context, folder, on_event, spill=spill)
         return run.go(lock, plan, documents or {})
 
 
@@ -101,6 +104,7 @@ class _Run:
     context: Context
     folder: RunFolder | None
     on_event: OnEvent | None
+    spill: bool = False
     checkpoints: Checkpoints | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -127,9 +131,13 @@ class _Run:
         probing = Probing.of(self.original, self.context)
         program, record, made = self._begin(record, identity.lock(), documents)
         self._check_resumed(made, lock)
+        self._map_original()
         if record.passes:
             probing.measure(program)
             digests.take(program)
+        else:
+            digests.rebind(program)
+        _collect()
         if self.context.metric is not None and record.original_metric is None:
             measured = self.context.evaluate(self.original)
             name = self.context.metric.name
@@ -147,8 +155,8 @@ class _Run:
             record = record.model_copy(update={"passes": (*record.passes, applied.record)})
             self._keep(index, applied, record)
             del applied
-            # Graphs hold themselves in cycles: without this, every pass's weights would stay.
-            gc.collect()
+            self._map_original()
+            _collect()
         if lock is not None:
             # A replayed decision reads no data; what it was made from stays on record.
             made = made.model_copy(update={"data": lock.data})
@@ -251,6 +259,10 @@ class _Run:
         )
         self.folder.write(record)
 
+    def _map_original(self) -> None:
+        if self.spill and self.checkpoints is not None:
+            self.checkpoints.map_original(self.original)
+
     def _end(self, record: RunRecord, lock: Lock, program: Program) -> None:
         if self.folder is None:
             return
@@ -269,3 +281,8 @@ class _Run:
     ) -> None:
         if self.on_event is not None:
             self.on_event(Event(kind, step.id, index, len(self.pipeline), text, done, total))
+
+
+def _collect() -> None:
+    # Graphs hold themselves in cycles: without this, the weights of every pass would stay.
+    gc.collect()
