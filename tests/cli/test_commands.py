@@ -217,8 +217,9 @@ def test_report_and_bench(call: Call, done: Path) -> None:
 
 def test_ctrl_c_exits_130_and_can_be_resumed(call: Call, folder: Path) -> None:
     data = (folder / "data.py").read_text()
-    slow = data.replace("def splits():\n", "def splits():\n    import time; time.sleep(60)\n")
-    (folder / "data.py").write_text(slow)
+    marker = folder / "loading"
+    pause = f"    import pathlib, time; pathlib.Path({str(marker)!r}).touch(); time.sleep(120)\n"
+    (folder / "data.py").write_text(data.replace("def splits():\n", "def splits():\n" + pause))
     process = subprocess.Popen(
         [sys.executable, "-m", "fxcompress", "run", "spec.yaml", "-o", "out"],
         stderr=subprocess.PIPE,
@@ -226,10 +227,9 @@ def test_ctrl_c_exits_130_and_can_be_resumed(call: Call, folder: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     for _ in range(600):
-        if (folder / "out/run.json").exists():
+        if marker.exists():
             break
         time.sleep(0.1)
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
