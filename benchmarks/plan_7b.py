@@ -10,8 +10,8 @@ import time
 from benchmarks._common import child, own_peak, write_table
 
 PASSES = [
-    {"use": "depth.skip_blocks", "blocks": "model.layers.*", "layers": [24, 25, 26, 27]},
-    {"use": "tidy.cast", "dtype": "bf16"},
+    {"use": "depth.skip_blocks", "blocks": ["model.layers.*"], "layers": [24, 25, 26, 27]},
+    {"use": "tidy.cast", "dtype": "bfloat16"},
 ]
 
 
@@ -21,13 +21,14 @@ def measure() -> None:
 
     import fxcompress as fxc
     from fxcompress._torchvision import declare_operators
+    from fxcompress.api import prepare
 
     declare_operators()
     from transformers import LlamaConfig, LlamaForCausalLM
 
     start = time.perf_counter()
     config = LlamaConfig(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=8, vocab_size=32000, use_cache=False,
     )  # fmt: skip
     with torch.device("meta"):
@@ -36,7 +37,7 @@ def measure() -> None:
     built = time.perf_counter()
     program = fxc.capture(model, (ids,), dynamic={"input_ids": {0: "batch", 1: "seq"}})
     captured = time.perf_counter()
-    plan = fxc.plan(program, PASSES)
+    plan = prepare(PASSES, program).plan()
     planned = time.perf_counter()
     parameters = plan.original.parameters
     print(parameters, built - start, captured - built, planned - captured, own_peak())
