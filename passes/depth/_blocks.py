@@ -15,6 +15,7 @@ from fxcompress.errors import PassError, SelectorError
 from fxcompress.ir._format import Spelling
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import op_name, op_spec
+from passes.depth._sizes import can_rebuild
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -26,7 +27,8 @@ __all__ = ["Region", "check_skipped", "find_regions"]
 _ALONG: Final = frozenset(
     {
         "add", "layer_norm", "rms_norm", "batch_norm", "group_norm", "identity", "contiguous", "to",
-        "clone", "fake_quant", "drop_path", "stochastic_depth",
+        "clone", "fake_quant", "drop_path", "stochastic_depth", "view", "reshape", "flatten",
+        "unflatten", "transpose", "permute", "squeeze", "unsqueeze",
     }
 )  # fmt: skip
 
@@ -42,7 +44,7 @@ class Region:
         nodes: In graph order.
         entry: The hidden state it reads, outside the region; None if it cannot be skipped.
         exit: The hidden state it makes; None if it cannot be skipped.
-        sizes: Sizes computed inside and read outside -> the dimension of the entry they equal.
+        sizes: Sizes of inner tensors that are read outside, and can be had from the entry.
         refusal: Why it cannot be skipped, or empty.
         because_of: The nodes that explain the refusal.
     """
@@ -51,7 +53,7 @@ class Region:
     nodes: tuple[fx.Node, ...]
     entry: fx.Node | None = None
     exit: fx.Node | None = None
-    sizes: tuple[tuple[fx.Node, int], ...] = ()
+    sizes: tuple[fx.Node, ...] = ()
     refusal: str = ""
     because_of: tuple[fx.Node, ...] = ()
 
@@ -155,8 +157,9 @@ def _region(path: str, nodes: list[fx.Node], names: _Names) -> Region:
         return refuse(
             f"its output {names.type(last)} differs from its input {names.type(entry)}", entry, last
         )
-    sizes = {n: _dimension_of(n, entry) for n in read if n not in tensors and _costs(n, inside)}
-    others = [n for n in tensors if n is not last] + [n for n, dim in sizes.items() if dim is None]
+    sizes = [n for n in read if n not in tensors and _costs(n, inside)]
+    others = [n for n in tensors if n is not last]
+    others += [n for n in sizes if not can_rebuild(n, entry)]
     if others:
         reader = next(user for user in others[0].users if user not in inside)
         return refuse(
@@ -164,8 +167,7 @@ def _region(path: str, nodes: list[fx.Node], names: _Names) -> Region:
             f"{names.ids[others[0]]}",
             *others,
         )
-    kept = tuple((node, dim) for node, dim in sizes.items() if dim is not None)
-    return Region(path, tuple(nodes), entry, last, kept)
+    return Region(path, tuple(nodes), entry, last, tuple(sizes))
 
 
 def _costs(node: fx.Node, inside: set[fx.Node]) -> bool:
@@ -179,12 +181,6 @@ def _costs(node: fx.Node, inside: set[fx.Node]) -> bool:
                 seen.add(operand)
                 stack.append(operand)
     return False
-
-
-def _dimension_of(node: fx.Node, entry: fx.Node) -> int | None:
-    """Return the dimension of the entry that has this size, or None."""
-    size, value = str(node.meta.get("val")), entry.meta["val"]
-    return next((dim for dim, each in enumerate(value.shape) if str(each) == size), None)
 
 
 def _entry(last: fx.Node, inside: set[fx.Node]) -> fx.Node | None:

@@ -61,7 +61,7 @@ def choose(program: Program, options: SkipBlocksOptions, context: Context) -> Sk
             exit=ids[_node(region.exit)],
             influence=influence.get(index),
             skip=index in skipped,
-            sizes={ids[node]: dim for node, dim in region.sizes},
+            sizes=tuple(ids[node] for node in region.sizes),
         )
         for index, region in legal.items()
     )

@@ -49,8 +49,7 @@ class SkipBlocksOptions(Options):
 class Block(BaseModel):
     """A residual block: where it is, what it reads and makes, and whether it is skipped.
 
-    `sizes` are sizes that are computed inside and read outside, with the dimension of the entry
-    that has the same size.
+    `sizes` are sizes of inner tensors that are read outside; they are computed from the entry.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -61,7 +60,7 @@ class Block(BaseModel):
     exit: str
     influence: float | None = None
     skip: bool = False
-    sizes: dict[str, int] = Field(default_factory=dict)
+    sizes: tuple[str, ...] = ()
 
 
 class SkipBlocksDecision(Decision):
@@ -111,14 +110,15 @@ class SkipBlocks(Pass[SkipBlocksOptions, SkipBlocksDecision]):
 
     def rewrite(self, rewriter: GraphRewriter, decision: SkipBlocksDecision) -> None:
         """Let what reads a skipped block read the block's input."""
+        from passes.depth._sizes import rebuild
+
         for declined in decision.declined:
             rewriter.decline(declined.node, declined.reason, declined.because_of)
         # Last first: the readers of a block include the skipped blocks after it.
         for block in reversed([each for each in decision.blocks if each.skip]):
             entry = rewriter.node(block.entry)
-            for size, dim in block.sizes.items():
-                again = rewriter.call_method("size", (entry, dim), after=entry)
-                rewriter.replace_uses(rewriter.node(size), again)
+            for size in map(rewriter.node, block.sizes):
+                rewriter.replace_uses(size, rebuild(rewriter, size, entry))
             rewriter.replace_uses(rewriter.node(block.exit), entry)
 
     def ensures(self, before: Program, after: Program, decision: SkipBlocksDecision) -> None:

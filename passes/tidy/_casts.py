@@ -92,7 +92,7 @@ class _Inserter:
 
     def _clamped(self, value: fx.Node, dtype: torch.dtype) -> fx.Node:
         """Keep a mask's lowest number finite: a row of -inf alone gives NaN after softmax."""
-        if dtype != torch.float16 or self._comes_from_a_layer(value):
+        if dtype == torch.float32 or self._comes_from_a_layer(value):
             return value
         made = self.rewriter.call_function(
             torch.clamp, (value,), {"min": torch.finfo(dtype).min}, after=value

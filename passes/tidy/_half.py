@@ -92,12 +92,10 @@ class _Decider:
         spec = op_spec(op)
         if op in self.options.keep or (spec is not None and spec.kind in ("quantize", "loss")):
             return True
-        if self.dtype != torch.float16:
-            return False
-        # A literal such as float32's lowest number, filled into a mask.
+        # A literal such as float32's lowest number, filled into a mask: bfloat16 ends before it.
         given = (*node.args, *node.kwargs.values())
         literals = [each for each in given if isinstance(each, (int, float))]
-        return any(_LARGEST < abs(each) < float("inf") for each in literals)
+        return any(torch.finfo(self.dtype).max < abs(each) < float("inf") for each in literals)
 
     # -- weights ------------------------------------------------------------------------------
 

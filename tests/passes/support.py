@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -93,8 +94,12 @@ def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     return model
 
 
+@cache
 def captured(build: Callable[[], nn.Module], *shape: int, seed: int = 0) -> Program:
-    """Return a seeded model's Program; dim 0 of its one input is dynamic."""
+    """Return a seeded model's Program; dim 0 of its one input is dynamic.
+
+    One Program for all tests that ask for it: none may train it or change its mode.
+    """
     return capture(seeded(build, seed), (torch.randn(shape, generator=_generator(seed)),))
 
 

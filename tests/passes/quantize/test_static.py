@@ -1,4 +1,5 @@
 import json
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -20,10 +21,16 @@ def calibrated(batches=None):
     return Context(data={"calibration": batches or image_batches()})
 
 
-def quantised(build, options=None, *, shape=(3, 16, 16), seed=0):
-    program = captured(build, 2, *shape, seed=seed)
+@cache
+def folded(build, *shape, seed=0):
+    program = captured(build, *shape, seed=seed)
     if any(op_name(node) == "batch_norm" for node in program.nodes):
         program = apply(FoldBatchNorm, program).program
+    return program
+
+
+def quantised(build, options=None, *, shape=(3, 16, 16), seed=0):
+    program = folded(build, 2, *shape, seed=seed)
     context = calibrated(image_batches(4, 4, *shape, seed=seed))
     return apply(Static, program, {"calibration": 16, **(options or {})}, context)
 
@@ -410,7 +417,7 @@ def test_the_same_data_gives_the_same_decision():
 
 
 def test_calibration_streams_and_keeps_training_flags():
-    program = captured(Add, 2, 3, 16, 16)
+    program = captured(lambda: Add(), 2, 3, 16, 16)  # its own: the mode is changed
     program.module.train()
     seen = []
 
@@ -479,7 +486,7 @@ def test_bad_options_are_refused(options):
 
 
 def test_a_quantised_program_trains_through_its_quantizers():
-    program = quantised(Add).program
+    program = quantised(lambda: Add()).program  # its own: it is trained
     module = program.module.train()
     x, target = random_input(32, 3, 16, 16), random_input(32, 5)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05)

@@ -145,7 +145,8 @@ def test_activations_that_overflow_are_found_by_calibration():
     assert relative_error(program, measured.program, x) < 2e-3
 
 
-def test_fully_masked_rows_do_not_become_nan():
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_fully_masked_rows_do_not_become_nan(dtype):
     class Masked(nn.Module):
         def __init__(self):
             super().__init__()
@@ -159,11 +160,29 @@ def test_fully_masked_rows_do_not_become_nan():
     x, keep = random_input(2, 5, 8), torch.ones(2, 5)
     keep[0] = 0
     program = capture(seeded(Masked), (x, keep))
-    result = apply(Cast, program, {"dtype": "float16"})
+    result = apply(Cast, program, {"dtype": dtype})
     with torch.no_grad():
         wanted, got = program(x, keep), result.program(x, keep)
     assert torch.isfinite(got).all()
-    assert torch.allclose(got[1], wanted[1], atol=2e-3)
+    assert torch.allclose(got[1], wanted[1], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_literal_beyond_the_range_stays_in_float32(dtype):
+    class Filled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            scores = self.linear(x).masked_fill(x > 0, torch.finfo(torch.float32).min)
+            return F.softmax(scores, -1)
+
+    program = captured(Filled, 2, 4)
+    result = apply(Cast, program, {"dtype": dtype})
+    x = -random_input(5, 4).abs()
+    x[:, 0] = 1
+    assert relative_error(program, result.program, x) < TOLERANCE[dtype]
 
 
 def test_tied_weights_are_cast_together_or_not_at_all():
