@@ -14,6 +14,8 @@ result.emit("out/", ["pt2", "onnx"])
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -215,7 +217,7 @@ class Result:
             ConstraintRow(
                 name=each.name,
                 limit=each.limit,
-                value="" if each.value is None else f"{each.value:.6g}",
+                value=each.reached,
                 met=bool(each.met),
             )
             for each in (self.constraints if constraints is None else constraints)
@@ -234,7 +236,8 @@ class Result:
             for each in artifacts
         )
         extras = Extras(
-            spec_name=self.job.source,
+            spec_name=_shown(self.job.source),
+            date=_now(),
             spec_text="" if self.job.spec is None else self.job.spec.resolved_yaml(),
             lock=self.lock.model_dump_json(indent=2),
             metric_name=self.record.metric_name,
@@ -367,6 +370,20 @@ def _steps(recipe: Sequence[Step | Mapping[str, Any]]) -> tuple[Step, ...]:
     """Return checked steps, those that are checked already in their places."""
     parsed = iter(parse_steps([each for each in recipe if not isinstance(each, Step)]))
     return tuple(each if isinstance(each, Step) else next(parsed) for each in recipe)
+
+
+def _shown(source: str) -> str:
+    """Return a path relative to the working folder where it lies below it."""
+    path = Path(source)
+    inside = source and path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd())) if inside else source
+
+
+def _now() -> str:
+    """Return the time in UTC, or that of SOURCE_DATE_EPOCH, which makes reports reproducible."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    seconds = int(epoch) if epoch else time.time()
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def _costs(cost: CostSummary) -> dict[str, float]:

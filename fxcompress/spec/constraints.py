@@ -89,6 +89,15 @@ class ConstraintResult:
     value: float | None
     met: bool | None
 
+    @property
+    def reached(self) -> str:
+        """What was reached, in the unit of the limit: a percentage is a share of the original's."""
+        if self.value is None:
+            return "not measured"
+        if self.limit.endswith("%") and self.bound:
+            return f"{self.value / self.bound * float(self.limit[:-1]):.3g}% ({self.value:.6g})"
+        return f"{self.value:.6g}"
+
     def __str__(self) -> str:
         verdict = {True: "met", False: "NOT met", None: "not measured"}[self.met]
         reached = "" if self.value is None else f", is {self.value:.6g}"
