@@ -72,8 +72,8 @@ class _Names:
 def find_regions(program: Program, globs: Iterable[str] = ()) -> list[Region]:
     """Return the repeated modules as regions, in graph order, refused ones included.
 
-    Without globs: the outermost modules that occur at least twice under one parent with one class,
-    at least half of which can be skipped.
+    Without globs: the outermost modules that occur at least twice, alike in class and in the path
+    of their parent up to numbers, if at least half of them can be skipped; failing that, if any.
 
     Raises:
         SelectorError: A glob matches no module, or there are no repeated residual modules.
@@ -93,11 +93,12 @@ def find_regions(program: Program, globs: Iterable[str] = ()) -> list[Region]:
         outer = set(paths)
         paths = [path for path in paths if not any(parent in outer for parent in _parents(path))]
         return [_region(path, scopes[path][1], names) for path in paths]
-    regions = _repeated(scopes, names)
+    # Stages of a network are alike too, but mostly change their type; their blocks do not.
+    regions = _repeated(scopes, names, 0.49) or _repeated(scopes, names, 0.0)
     if not regions:
         raise SelectorError(
             "there are no repeated residual blocks",
-            reason="no module occurs twice under one parent and adds to what it reads",
+            reason="no module occurs twice and adds to what it reads",
             hint='name the blocks, e.g. `blocks: ["layers.*"]`; what keeps each is then said',
         )
     return regions
@@ -119,20 +120,25 @@ def _parents(path: str) -> Iterable[str]:
         yield path
 
 
-def _repeated(scopes: dict[str, tuple[str, list[fx.Node]]], names: _Names) -> list[Region]:
-    siblings: dict[tuple[str, str], list[str]] = defaultdict(list)
+def _repeated(
+    scopes: dict[str, tuple[str, list[fx.Node]]], names: _Names, share: float
+) -> list[Region]:
+    """Return the outermost groups of alike modules of which more than `share` can be skipped."""
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
     for path, (cls, _) in scopes.items():
         if cls.rpartition(".")[2] not in _CONTAINERS:
-            siblings[path.rpartition(".")[0], cls].append(path)
+            parent = path.rpartition(".")[0].split(".")
+            numbered = ".".join("*" if part.isdigit() else part for part in parent)
+            alike[numbered, cls].append(path)
     taken: set[str] = set()
     chosen: dict[str, Region] = {}
-    for paths in siblings.values():
-        if len(paths) < 2 or any(parent in taken for parent in _parents(paths[0])):
+    for group in alike.values():
+        paths = [path for path in group if taken.isdisjoint(_parents(path))]
+        if len(paths) < 2:
             continue
         regions = [_region(path, scopes[path][1], names) for path in paths]
         legal = sum(1 for region in regions if not region.refusal)
-        # Stages of a network are siblings too, but mostly change their type; their blocks do not.
-        if legal and 2 * legal >= len(regions):
+        if legal > share * len(regions):
             taken.update(paths)
             chosen.update({region.path: region for region in regions})
     return [chosen[path] for path in scopes if path in chosen]

@@ -73,7 +73,7 @@ class SkipBlocksDecision(Decision):
 class SkipBlocks(Pass[SkipBlocksOptions, SkipBlocksDecision]):
     """Replace residual blocks by the identity.
 
-    A block is a module that occurs several times under one parent (`layers.0`, `layers.1`, …), that
+    A block is a module that occurs several times (`layers.0`, `layers.1`, …), that
     reads one hidden state h_in and makes one h_out of the same type, h_out being h_in plus
     something (norms and activations may follow). Then h_in can stand for h_out.
 
