@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch._subclasses import FakeTensor
@@ -237,6 +238,8 @@ class Recorder(TorchFunctionMode):
             return {key: self.lower(item, lists) for key, item in value.items()}
         if isinstance(value, slice):
             return slice(self.lower(value.start), self.lower(value.stop), self.lower(value.step))
+        if isinstance(value, np.generic):
+            return value.item()
         return value
 
     def leaf(

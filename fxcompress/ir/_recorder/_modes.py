@@ -78,7 +78,8 @@ def record_both(
     dual = DualRecording(evaluated, trains=True)
     try:
         transcript.rewind()
-        trained = one(True)
+        with sizes.env.settling():
+            trained = one(True)
         leaves = {**trained.leaves, **evaluated.leaves}
         merge_modes(evaluated.graph, trained.graph, leaves, model)
         evaluated.leaves = leaves

@@ -7,11 +7,13 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError, FxCompressError
@@ -142,21 +144,31 @@ def _output_leaf(recorder: Recorder, leaf: Any) -> Any:
     )
 
 
+_LOGGERS: Final = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+_DATA_DEPENDENT: Final = (
+    GuardOnDataDependentSymNode,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
+
+
 @contextlib.contextmanager
 def _recording_flags() -> Iterator[None]:
     # Libraries ask torch.compiler.is_compiling() before they look at data for a short cut, and
     # is_exporting() before they use operators that only a compiler understands.
     flags = ("_is_compiling_flag", "_is_exporting_flag")
     before = {name: getattr(torch.compiler, name) for name in flags}
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    # What fails on fake tensors is tried another way, or becomes an error of ours.
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in _LOGGERS}
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         for name in flags:
             setattr(torch.compiler, name, True)
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
         for name, value in before.items():
             setattr(torch.compiler, name, value)
 
@@ -183,6 +195,14 @@ def _named_errors(sizes: Sizes) -> Iterator[None]:
         raise
     except Exception as error:
         check_still_dynamic(sizes)
+        if isinstance(error, _DATA_DEPENDENT):
+            raise CaptureError(
+                "what the model does depends on the data of a tensor",
+                reason=f"a size or a branch follows from values: {_first_lines(str(error), 1)}",
+                hint="use a form whose sizes do not depend on data (a mask instead of an index), "
+                "or mark the module as opaque",
+                where=full_place(place_of_error(error)),
+            ) from error
         raise CaptureError(
             f"the model could not be recorded: {type(error).__name__}",
             reason=_first_lines(str(error)),

@@ -77,11 +77,23 @@ class ModuleFollower:
                 return original(module, *args, **kwargs)
             return follower._call(original, module, args, kwargs)
 
+        convert = nn.Module._apply
+
+        def apply(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
+            # `self.head.to(dtype)` in forward; where nothing changes, nothing must be swapped.
+            tensors = [*module.parameters(recurse), *module.buffers(recurse)]
+            with torch._C.DisableTorchFunction():
+                if all(fn(tensor) is tensor for tensor in tensors):
+                    return module
+            return convert(module, fn, recurse)
+
         nn.Module.__call__ = call  # type: ignore[method-assign]
+        nn.Module._apply = apply  # type: ignore[method-assign]
         try:
             yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
+            nn.Module._apply = convert  # type: ignore[method-assign]
 
     def _call(self, original: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
         path = self.paths.get(id(module))

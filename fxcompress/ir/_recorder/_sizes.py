@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -17,12 +18,26 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._sympy import functions as sf
 
 from fxcompress.errors import CaptureError
-from fxcompress.ir._recorder._source import Place, current_place
+from fxcompress.ir._recorder._source import (
+    Place,
+    current_place,
+    full_place,
+    inside_kernel_choice,
+)
 from fxcompress.ir.signature import Dim
 
 __all__ = ["Guard", "Sizes", "WatchedShapeEnv"]
 
 _SPARE_HINTS: Final = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
+
+
+def _hints(name: str, example: int) -> Iterator[int]:
+    """Return sizes to record with, the example's first; any batch size is as good as another."""
+    yield example
+    if name != "batch":
+        # An image or a sequence may have to be long enough, and divisible like the example.
+        yield from (example * factor for factor in range(2, 9))
+    yield from _SPARE_HINTS
 
 
 @dataclass(frozen=True)
@@ -37,12 +52,31 @@ class WatchedShapeEnv(ShapeEnv):
     """A ShapeEnv that remembers which line of the model caused each guard."""
 
     watched: list[Guard]
+    settled: bool = False
+
+    @contextlib.contextmanager
+    def settling(self) -> Iterator[None]:
+        """Refuse inside the block whatever would fix a size that a kept graph holds as a symbol."""
+        self.settled = True
+        try:
+            yield
+        finally:
+            self.settled = False
+
+    def _maybe_guard_rel(self, expr: Any) -> None:
+        if self.settled and isinstance(expr, sympy.Eq):
+            raise CaptureError(
+                f"the model works for {expr} only",
+                reason="its Python turns a dynamic size into a plain number",
+                where=full_place(current_place()),
+            )
+        super()._maybe_guard_rel(expr)
 
     def evaluate_expr(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate a condition; note the user's line if that added a guard."""
         before = len(self.guards)
         result = super().evaluate_expr(*args, **kwargs)
-        if len(self.guards) > before:
+        if len(self.guards) > before and not inside_kernel_choice():
             place = current_place()
             for guard in self.guards[before:]:
                 self.watched.append(Guard(guard.expr, place))
@@ -71,7 +105,7 @@ class Sizes:
         sizes = cls(mode, env)
         used = set(taken)
         for name, example in examples.items():
-            hint = next(h for h in (example, *_SPARE_HINTS) if h >= 2 and h not in used)
+            hint = next(h for h in _hints(name, example) if h >= 2 and h not in used)
             used.add(hint)
             source = ConstantSource(f"__size_{name}")
             symbol = env.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC)
