@@ -1,5 +1,1 @@
 """Rewrites that prepare a graph: fold, replace, cast."""
-
-from passes._calls import callable_family
-
-callable_family(__name__)

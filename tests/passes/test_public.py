@@ -1,4 +1,4 @@
-"""Passes are found by their files, import without torch, and can be called from Python."""
+"""Passes are found by their files, import without torch, and can be composed in Python."""
 
 import subprocess
 import sys
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fxcompress import passes
+from fxcompress.errors import SpecError
 from fxcompress.pipeline.catalog import catalog
-from passes import quantize, tidy
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,21 +30,15 @@ def test_importing_every_pass_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_a_pass_file_called_with_options_is_a_step():
-    assert quantize.static(calibration=64, id="int8") == {
+def test_a_pass_called_with_options_is_a_checked_step():
+    assert passes.quantize.static(calibration=64, id="int8") == {
         "use": "quantize.static", "calibration": 64, "id": "int8",
     }  # fmt: skip
-    assert tidy.fold_batchnorm() == {"use": "tidy.fold_batchnorm"}
-
-
-def test_the_file_stays_an_ordinary_module():
-    import passes.quantize.static as module
-    from passes.quantize.static import Static
-
-    assert module is quantize.static
-    assert module.Static is Static
+    assert passes.tidy.fold_batchnorm() == {"use": "tidy.fold_batchnorm"}
+    with pytest.raises(SpecError, match="calibraton"):
+        passes.quantize.static(calibraton=64)
 
 
 def test_an_unknown_pass_is_an_attribute_error():
-    with pytest.raises(AttributeError, match=r"there is no pass quantize\.statc"):
-        _ = quantize.statc
+    with pytest.raises(AttributeError, match=r"there is no pass `quantize\.statc`"):
+        _ = passes.quantize.statc
