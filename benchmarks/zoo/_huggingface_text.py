@@ -105,7 +105,15 @@ _ENCODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
         "xlnet",
         "XLNetModel",
-        {"vocab_size": VOCABULARY, "d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128},
+        {
+            "vocab_size": VOCABULARY,
+            "d_model": 64,
+            "n_layer": 2,
+            "n_head": 4,
+            "d_inner": 128,
+            "use_mems_train": False,
+            "use_mems_eval": False,
+        },
     ),
     (
         "mobilebert",

@@ -231,14 +231,14 @@ def _count_flops(model: nn.Module, inputs: Inputs) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    # The fused kernels of attention on a CPU have no formula in the counter; the plain forms have.
+    # Fused kernels of attention and LSTM on a CPU have no formula in the counter; plain forms have.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     # Without gradients, the counter's hooks fail on a parameter that is passed to a module.
     trainable = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), counter:
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False), counter:
             _evaluate(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
