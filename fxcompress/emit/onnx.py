@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import fx
 
 from fxcompress.emit._artifact import Written
 from fxcompress.emit._export import export_program
@@ -19,9 +20,12 @@ from fxcompress.emit._lower_qdq import Lowered, lower
 from fxcompress.emit._plain import PlainProgram, plain_program
 from fxcompress.emit.kernels import CONVOLUTION_KERNELS, LINEAR_KERNELS, integer_kernels
 from fxcompress.errors import EmitError
+from fxcompress.ir.ops import op_name
 
 __all__ = ["write"]
 
+_RESHAPES: Final = frozenset({"reshape", "view", "flatten"})
+_MOVES: Final = frozenset({"transpose", "permute", "sdpa", "movedim", "expand"})
 _SYMBOL: Final = re.compile(r"[A-Za-z_]\w*")
 # A protobuf message ends at 2 GB; weights beyond this go to a file of their own.
 _INLINE_BYTES: Final = 1_500_000_000
@@ -37,6 +41,7 @@ def write(job: Job) -> Written:
     need_onnx()
     plain = plain_program(job.program)
     lowered = lower(plain.module, "decomposed", integer_bias=True) if job.quantized else None
+    _keep_reshapes(plain.module)
     exported = export_program(plain, job.program.dims, job.example)
     model = _translate(plain, exported.program, job.options.onnx.opset)
     _strip(model)
@@ -50,6 +55,26 @@ def write(job: Job) -> Written:
     if plain.flattened:
         notes.append(f"outputs of {', '.join(plain.flattened)} are named by field")
     return Written(files, (*notes, *exported.notes))
+
+
+def _keep_reshapes(module: fx.GraphModule) -> None:
+    """Copy what a transposition hands to a reshape; ONNX has no strides, so the copy vanishes.
+
+    torch.export makes a reshape a view where the strides allow it. The exporter then decomposes
+    attention into ops with other strides, and the view fails.
+    """
+    for node in list(module.graph.nodes):
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or op_name(node) not in _RESHAPES:
+            continue
+        if op_name(source) in _MOVES:
+            with module.graph.inserting_before(node):
+                copied = module.graph.call_function(
+                    torch.clone, (source,), {"memory_format": torch.contiguous_format}
+                )
+            copied.meta = dict(source.meta)
+            node.replace_input_with(source, copied)
+    module.recompile()
 
 
 def _translate(plain: PlainProgram, program: torch.export.ExportedProgram, opset: int) -> Any:
