@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
@@ -77,7 +77,7 @@ class ModuleFollower:
                 return original(module, *args, **kwargs)
             return follower._call(original, module, args, kwargs)
 
-        convert = nn.Module._apply
+        convert: Callable[..., nn.Module] = nn.Module._apply
 
         def apply(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
             # `self.head.to(dtype)` in forward; where nothing changes, nothing must be swapped.

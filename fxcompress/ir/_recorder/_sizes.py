@@ -63,7 +63,7 @@ class WatchedShapeEnv(ShapeEnv):
         finally:
             self.settled = False
 
-    def _maybe_guard_rel(self, expr: Any) -> None:
+    def _maybe_guard_rel(self, expr: Any) -> None:  # type: ignore[override]
         if self.settled and isinstance(expr, sympy.Eq):
             raise CaptureError(
                 f"the model works for {expr} only",
