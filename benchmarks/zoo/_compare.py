@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Mismatch", "compare_gradients", "compare_state", "compare_values", "tensors"]
+__all__ = [
+    "GradientMismatch",
+    "Mismatch",
+    "compare_gradients",
+    "compare_state",
+    "compare_values",
+    "tensors",
+]
 
 _VALUES = 1e-5
 _GRADIENTS = 1e-4
@@ -18,6 +25,10 @@ _NEGLIGIBLE = 1e-5
 
 class Mismatch(Exception):
     """Two things that should be equal are not; the message says which and by how much."""
+
+
+class GradientMismatch(Mismatch):
+    """Outputs are equal and a gradient is not: a wrong graph, or rounding that grew."""
 
 
 def tensors(value: Any, path: str = "out") -> dict[str, Tensor]:
@@ -74,7 +85,9 @@ def compare_gradients(expected: nn.Module, actual: nn.Module) -> None:
         allowed = max(_GRADIENTS * gradient.abs().max().item(), _NEGLIGIBLE * largest)
         if not error <= allowed:
             scale = gradient.abs().max().item()
-            raise Mismatch(f"gradient of {name}: off by {error:.2g}, its largest is {scale:.2g}")
+            raise GradientMismatch(
+                f"gradient of {name}: off by {error:.2g}, its largest is {scale:.2g}"
+            )
     extra = sorted(set(theirs) - set(ours))
     if extra:
         raise Mismatch(f"parameter {extra[0]} gets a gradient that eager does not give it")
