@@ -27,18 +27,27 @@ __all__ = ["command"]
 def command(run: Path, spec: Path | None, repeats: int, batch: int | None) -> Outcome:
     """Measure latency, size and metric of a run's original and result, taking turns.
 
-    Both run as torch graphs; an artefact's own runtime may be faster (see the report).
+    Both run as torch graphs, in which fake-quantised layers compute in floats; where the run
+    emitted ONNX and onnxruntime is installed, both run there too.
     """
     from fxcompress.cli._finish import measure_latency
+    from fxcompress.cli._onnx import measure_onnx
     from fxcompress.cli._progress import working
     from fxcompress.cli._specs import load_programs
 
     record, original, result = load_programs(run)
     with working("measuring latency"):
-        times = measure_latency(original, result, batch=batch, repeats=repeats)
-    rows: dict[str, dict[str, float]] = {
-        "latency (ms)": {name: each.median_ms for name, each in times.items()},
-        "latency spread (%)": {name: 100 * each.spread for name, each in times.items()},
+        times = {
+            "torch": measure_latency(original, result, batch=batch, repeats=repeats),
+            "onnxruntime": measure_onnx(run, original, batch=batch, repeats=repeats),
+        }
+    rows: dict[str, dict[str, float]] = {}
+    for runtime, found in times.items():
+        if found:
+            medians = {name: each.median_ms for name, each in found.items()}
+            spreads = {name: 100 * each.spread for name, each in found.items()}
+            rows |= {f"{runtime} (ms)": medians, f"{runtime} spread (%)": spreads}
+    rows |= {
         "weights (bytes)": {"original": record.original.bytes, "result": record.result.bytes},
         "parameters": {"original": record.original.parameters, "result": record.result.parameters},
         "MACs": {"original": record.original.macs, "result": record.result.macs},

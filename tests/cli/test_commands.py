@@ -207,7 +207,7 @@ def test_report_and_bench(call: Call, done: Path) -> None:
         "bench", "out", "--repeats", "2", "--spec", "spec.yaml", "--batch", "4", "--format", "json"
     ).document
     figures = document["figures"]
-    assert figures["latency (ms)"]["original"] > 0
+    assert figures["torch (ms)"]["original"] > 0
     assert figures["accuracy"]["original"] == figures["accuracy"]["result"]
     shutil.rmtree(done / "checkpoints")
     damaged = call("bench", "out")
