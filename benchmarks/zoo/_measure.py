@@ -7,6 +7,7 @@ to 1e-5 of their range; gradients to 1e-4 of the parameter's largest, or 1e-5 of
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from ._results import CHECKS, Result
 
 __all__ = ["measure"]
 
+_FOLDER = re.compile(r"/\S*/(?:site-packages|dist-packages)/")  # says where one machine keeps torch
 _BATCH, _OTHER_BATCH = 2, 3
 _SEED = 20
 
@@ -277,7 +279,7 @@ def _some(names: list[str]) -> str:
 
 def describe(error: BaseException) -> str:
     """Say an exception on one line, with the last place of the traceback inside fxcompress."""
-    text = " ".join(str(error).split())
+    text = _FOLDER.sub("", " ".join(str(error).split()))
     place = next(_places(error), "")
     return f"{type(error).__name__}: {text[:600]}{place}"
 
