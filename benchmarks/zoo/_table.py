@@ -19,7 +19,7 @@ def render(results: Sequence[Result], *, command: str) -> str:
     lines = [
         "# Model zoo",
         "",
-        f"Made by `{command}`: {_environment()}.",
+        f"Made by `{command}`: {_environment()}. (`--failed` keeps what passed in earlier sweeps.)",
         "Each model runs in its own process. *equal*: outputs equal eager to 1e-5 of their range on"
         " a second random input with another batch size (text: length and padding too)."
         " *keys*: the state dict keys are the original's, but those listed as unused. *train*: with"

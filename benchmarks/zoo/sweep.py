@@ -123,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(model.id for model in models))
         return 0
-    page = _Page(models, Path(options.out) if options.out else None, options.only)
+    command = f"python -m benchmarks.zoo.sweep --only '{options.only}'"
+    page = _Page(models, Path(options.out) if options.out else None, command)
     if options.failed:
         page.keep_passed()
     results = sweep(
@@ -141,10 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class _Page:
     """The results so far; written after each, so that an interrupted sweep leaves what it has."""
 
-    def __init__(self, models: Sequence[ZooModel], path: Path | None, only: str) -> None:
+    def __init__(self, models: Sequence[ZooModel], path: Path | None, command: str) -> None:
         self.models = models
         self.path = path
-        self.only = only
+        self.command = command
         self.results: dict[str, Result] = {}
 
     def keep_passed(self) -> None:
@@ -152,6 +153,7 @@ class _Page:
         if self.path is not None and self.path.with_suffix(".json").exists():
             earlier = read_results(self.path.with_suffix(".json"))
             self.results = {result.id: result for result in earlier if result.passed}
+            self.command += " --failed"
 
     def add(self, result: Result) -> None:
         """Print the result on one line and write the page."""
@@ -162,9 +164,8 @@ class _Page:
         if self.path is None:
             return
         ordered = [self.results[m.id] for m in self.models if m.id in self.results]
-        command = f"python -m benchmarks.zoo.sweep --only '{self.only}'"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(render(ordered, command=command), encoding="utf-8")
+        self.path.write_text(render(ordered, command=self.command), encoding="utf-8")
         write_results(self.path.with_suffix(".json"), ordered)
 
 
