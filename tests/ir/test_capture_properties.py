@@ -99,10 +99,14 @@ class Steps(nn.Module):
 def test_views_and_in_place_calls(steps: list[Any]) -> None:
     model = Steps(steps)
     try:
+        model(torch.randn(2, 4, 4))
+    except (IndexError, RuntimeError):
+        assume(False)
+    try:
         program = capture(model, (torch.randn(2, 4, 4),), verify=False)
     except CaptureError as error:
         # Cutting the batch itself into pieces has another course for every batch size.
-        assume("'batch' only" not in str(error))
+        assume("of the size 'batch'" not in str(error))
         raise
     program.verify()
     for batch in (2, 5):
