@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import sympy
-from torch.utils._sympy import functions as sf
 
 from fxcompress.errors import CaptureError
 from fxcompress.ir._recorder._sizes import Guard, Sizes
@@ -46,42 +45,6 @@ def check_still_dynamic(sizes: Sizes) -> None:
             hint=f"fix the size: static=[{name!r}]",
             where=where,
         )
-    _check_formulas(sizes)
-
-
-def _check_formulas(sizes: Sizes) -> None:
-    """Check that no formula of a size, like `(seq + 1) // 2`, was taken for a number.
-
-    That a size is divisible by something is an assumption; that it has a value is too much.
-    """
-    symbols = {dim.symbol: name for name, dim in sizes.dims.items()}
-    for guard in sizes.env.watched:
-        expr = guard.expression
-        if not isinstance(expr, sympy.Eq) or not expr.rhs.is_Integer or expr.has(*_REMAINDERS):
-            continue
-        names = [symbols[str(s)] for s in expr.free_symbols if str(s) in symbols]
-        if names and _rarely_holds(expr, sizes):
-            raise SizeFixed(
-                f"the model works for few values of the size {names[0]!r} only",
-                reason=f"it, or torch, tests {expr.lhs} == {expr.rhs}",
-                hint=f"fix the size: static=[{names[0]!r}], or give an example of another size",
-                where=full_place(guard.place),
-            )
-
-
-def _rarely_holds(expr: sympy.Basic, sizes: Sizes) -> bool:
-    """Whether a condition fails at most of the sizes around those it was recorded with."""
-    hints = {sizes.dims[n].symbol: int(s.node.hint) for n, s in sizes.symbols.items()}
-    held = tried = 0
-    for symbol in expr.free_symbols:
-        for size in (*range(2, 40), *(hints[str(symbol)] * factor for factor in range(1, 9))):
-            values = {s: sympy.Integer(hints[str(s)]) for s in expr.free_symbols}
-            held += expr.xreplace({**values, symbol: sympy.Integer(size)}) == sympy.true
-            tried += 1
-    return held < tried / 2
-
-
-_REMAINDERS = (sympy.Mod, sf.Mod, sf.PythonMod)
 
 
 def _culprit(sizes: Sizes, name: str) -> Guard | None:
