@@ -64,7 +64,8 @@ class WatchedShapeEnv(ShapeEnv):
             self.settled = False
 
     def _maybe_guard_rel(self, expr: Any) -> None:  # type: ignore[override]
-        if self.settled and isinstance(expr, sympy.Eq):
+        # Equalities between formulas hold as they did in evaluation; a number would be kept.
+        if self.settled and isinstance(expr, sympy.Eq) and expr.rhs.is_Integer:
             raise CaptureError(
                 f"the model works for {expr} only",
                 reason="its Python turns a dynamic size into a plain number",
