@@ -1,0 +1,19 @@
+"""Axes: which dimensions of a model must shrink together, and which cannot shrink at all."""
+
+from typing import TYPE_CHECKING
+
+from fxcompress._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from fxcompress.axes.analysis import Analysis as Analysis
+    from fxcompress.axes.analysis import analyze as analyze
+    from fxcompress.axes.polynomial import Polynomial as Polynomial
+    from fxcompress.axes.terms import Axis as Axis
+    from fxcompress.axes.terms import Concat as Concat
+    from fxcompress.axes.terms import Frozen as Frozen
+    from fxcompress.axes.terms import Place as Place
+    from fxcompress.axes.terms import Product as Product
+    from fxcompress.axes.terms import Term as Term
+    from fxcompress.axes.terms import kept as kept
+    from fxcompress.axes.terms import polynomial as polynomial
+    from fxcompress.axes.terms import positions as positions

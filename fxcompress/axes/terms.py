@@ -1,0 +1,175 @@
+"""What a dimension of a tensor is made of: axes, products and concatenations of them.
+
+    Term ::= Axis | Product(Term, …) | Concat(Term, …)
+
+`[batch, 12 · 64]` after a reshape of `[batch, 12, 64]` has the term `Product(head, width)`; the
+result of `cat([a, b], 1)` has `Concat(a, b)`. A size-1 dimension is the empty product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxcompress.axes.polynomial import Polynomial
+
+__all__ = [
+    "Axis", "Concat", "Frozen", "Place", "Product", "Role", "Term", "axes_of", "kept", "mask",
+    "polynomial", "positions", "show",
+]  # fmt: skip
+
+Role: TypeAlias = Literal["out", "in", "scale", "bias", "other"]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Why an axis cannot change: the reason, and the node that gave it."""
+
+    reason: str
+    node: str
+    cause: Literal["input", "output", "unknown", "rule"] = "rule"
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.node})" if self.node else self.reason
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """An independent dimension: wherever it occurs, the same index means the same thing.
+
+    Attributes:
+        id: Number within one analysis, in graph order.
+        size: How many indices it has (at example sizes, where it is dynamic).
+        name: The first parameter dimension that it occurs in, such as `layer1.0.conv1.weight[0]`.
+        kind: What it is in the model: `channel`, `neuron`, `head`, `kv_group`, `head_width`,
+            `residual`, `embedding`, `expert`, or `other`.
+        frozen: Why it cannot change, or None.
+        statistics: Whether a mean, a norm or a softmax is taken over it.
+        places: Every parameter and buffer dimension in which it occurs.
+    """
+
+    id: int
+    size: int
+    name: str = ""
+    kind: str = "other"
+    frozen: Frozen | None = None
+    statistics: bool = False
+    places: tuple[Place, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        return self.name or f"axis{self.id}"
+
+
+@dataclass(frozen=True)
+class Product:
+    """Factors in row-major order, outermost first; without any, a dimension of size 1."""
+
+    factors: tuple[Term, ...] = ()
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Parts one after another."""
+
+    parts: tuple[Term, ...]
+
+
+Term: TypeAlias = Axis | Product | Concat
+
+
+@dataclass(frozen=True)
+class Place:
+    """A dimension of a parameter or buffer: its qualified name, the dimension and its term.
+
+    `role` says what the dimension does for the axis: `out` makes its activations (a weight's
+    rows), `in` reads them (its columns), `scale` and `bias` act on each index alone.
+    """
+
+    tensor: str
+    dim: int
+    term: Term = field(repr=False)
+    role: Role = "other"
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}]"
+
+
+def axes_of(term: Term) -> Iterator[Axis]:
+    """Yield the axes of a term, outermost and first ones first, as often as they occur."""
+    if isinstance(term, Axis):
+        yield term
+    else:
+        for each in term.factors if isinstance(term, Product) else term.parts:
+            yield from axes_of(each)
+
+
+def polynomial(term: Term) -> Polynomial:
+    """Return the size of a term as a polynomial in the sizes of its free axes."""
+    if isinstance(term, Axis):
+        return Polynomial.constant(term.size) if term.frozen else Polynomial.size_of(term.id)
+    if isinstance(term, Concat):
+        return Polynomial.total(map(polynomial, term.parts))
+    result = Polynomial.constant(1)
+    for factor in term.factors:
+        result = result * polynomial(factor)
+    return result
+
+
+def mask(term: Term, keep: Mapping[Axis, NDArray[np.int64]]) -> NDArray[np.bool_]:
+    """Return, for each position along a dimension, whether it stays."""
+    if isinstance(term, Axis):
+        chosen = np.zeros(term.size, dtype=bool)
+        chosen[keep.get(term, slice(None))] = True  # type: ignore[call-overload]
+        return chosen
+    if isinstance(term, Concat):
+        return np.concatenate([mask(part, keep) for part in term.parts])
+    result = np.ones(1, dtype=bool)
+    for factor in term.factors:
+        result = np.logical_and.outer(result, mask(factor, keep)).ravel()
+    return result
+
+
+def kept(term: Term, keep: Mapping[Axis, NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return the positions along a dimension that stay when axes keep only some indices.
+
+    Args:
+        term: The dimension.
+        keep: Axis -> its kept indices, ascending. Other axes stay whole.
+    """
+    return np.flatnonzero(mask(term, keep)).astype(np.int64)
+
+
+def positions(term: Term, axis: Axis) -> NDArray[np.int64]:
+    """Return the positions along a dimension that belong to each index of an axis.
+
+    Returns:
+        `[axis.size, n]`, ascending in each row.
+    """
+    labels = _labels(term, axis)
+    found = np.flatnonzero(labels >= 0)
+    order = np.argsort(labels[found], kind="stable")
+    return found[order].reshape(axis.size, -1).astype(np.int64)
+
+
+def _labels(term: Term, axis: Axis) -> NDArray[np.int64]:
+    if isinstance(term, Axis):
+        return np.arange(term.size) if term is axis else np.full(term.size, -1)
+    if isinstance(term, Concat):
+        return np.concatenate([_labels(part, axis) for part in term.parts])
+    result = np.full(1, -1)
+    for factor in term.factors:
+        result = np.maximum.outer(result, _labels(factor, axis)).ravel()
+    return result
+
+
+def show(term: Term) -> str:
+    """Return a term as people write it: `12·64`, `[32 | 64]`, with axis names where known."""
+    if isinstance(term, Axis):
+        return f"{term.name or 'fixed'}({term.size})"
+    if isinstance(term, Concat):
+        return "[" + " | ".join(map(show, term.parts)) + "]"
+    return " · ".join(map(show, term.factors)) if term.factors else "1"
