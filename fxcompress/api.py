@@ -358,6 +358,7 @@ def prepare(
         seed=spec.seed if seed is None else seed,
         name=spec.title,
         spec=spec.digest,
+        folder=spec.folder,
         metric=load_metric(spec) if metric is None else metric,
         reproduce=_named_by(spec),
     )

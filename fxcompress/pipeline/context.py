@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fxcompress.errors import DataError
@@ -31,10 +32,15 @@ class Context:
         original: The Program before the first pass; the teacher of a distillation.
         name: The run's name.
         spec: Digest of the spec and all it extends and names; empty when composed in code.
+        folder: Where the files lie that options name: the spec's folder, or the working folder.
         metric: What results are judged by, on one split of `data`; measured after every pass.
         reproduce: Further entries (`data`, `metric`) of the spec that reproduces a failure.
         on_progress: Called with `(text, done, total)`.
         read: Per split, the digest of each batch that was read through `batches`, in order.
+        scratch: A folder of the pass's own, kept over a kill and removed once its checkpoint is
+            there; None where the run keeps nothing.
+        measured: Figures that differ from run to run, such as throughput: for the pass's record,
+            never for its decision.
     """
 
     data: Mapping[str, Iterable[Any]] = field(default_factory=dict)
@@ -43,10 +49,13 @@ class Context:
     original: Program | None = None
     name: str = "run"
     spec: str = ""
+    folder: Path = Path()
     metric: Metric | None = None
     reproduce: Mapping[str, Any] = field(default_factory=dict)
     on_progress: Callable[[str, int, int | None], None] | None = None
     read: dict[str, list[str]] = field(default_factory=dict)
+    scratch: Path | None = None
+    measured: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def progress(self, text: str, done: int, total: int | None = None) -> None:
         """Tell how far a long computation is."""
@@ -84,17 +93,25 @@ class Context:
         Raises:
             DataError: As for `batches`, or there are fewer than `count` samples.
         """
+        return (batch for batch, _ in self.labelled_samples(split, count))
+
+    def labelled_samples(self, split: str, count: int) -> Iterator[tuple[Batch, Any]]:
+        """Yield `(batch, target)` as `samples` does; the target is None where there are no labels.
+
+        Raises:
+            DataError: As for `samples`.
+        """
         from fxcompress.train.data import Split, samples_in
 
         seen = 0
-        for batch, _ in Split(split, self._recorded(split), limit=count):
+        for batch, target in Split(split, self._recorded(split), limit=count):
             seen += samples_in(batch)
             self.progress(f"reading {split}", seen, count)
-            yield batch
+            yield batch, target
 
     def labelled(self, split: str) -> Iterator[tuple[Batch, Any]]:
         """Yield `(batch, target)`; the target is None where the split has no labels."""
-        return iter(self._split(split))
+        return iter(self.split(split))
 
     def evaluate(self, program: Program) -> float | None:
         """Return the metric of a Program, or None where there is no metric.
@@ -106,10 +123,10 @@ class Context:
         if self.metric is None:
             return None
         original = None if self.original is None else self.original.module
-        split = {name: self._split(name) for name in self.data if name == self.metric.split}
+        split = {name: self.split(name) for name in self.data if name == self.metric.split}
         return self.metric.evaluate(program.module, split, original)
 
-    def _split(self, name: str) -> Split:
+    def split(self, name: str) -> Split:
         """Return a split, checked while it is read.
 
         Raises:
@@ -135,7 +152,7 @@ class Context:
             DataError: A batch is not what it was when it was read before.
         """
         known = self.read.setdefault(name, [])
-        for index, (batch, target) in enumerate(self._split(name)):
+        for index, (batch, target) in enumerate(self.split(name)):
             digest = digest_of(batch)
             if index == len(known):
                 known.append(digest)
