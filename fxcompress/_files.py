@@ -11,7 +11,9 @@ from pathlib import Path
 
 from fxcompress.errors import RunFolderError
 
-__all__ = ["replaced_folder", "sync_file", "sync_folder", "write_bytes", "write_text"]
+__all__ = [
+    "replaced_file", "replaced_folder", "sync_file", "sync_folder", "write_bytes", "write_text",
+]  # fmt: skip
 
 _TEMPORARY = ".tmp-"
 
@@ -31,18 +33,28 @@ def write_bytes(path: Path, data: bytes) -> Path:
     Raises:
         RunFolderError: The disk is full, or the folder cannot be written.
     """
+    with replaced_file(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path whose file becomes `path` when the block ends.
+
+    Raises:
+        RunFolderError: The disk is full, or the folder cannot be written.
+    """
     temporary = path.with_name(f"{_TEMPORARY}{path.name}")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync_file(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        _discard(temporary)
         raise cannot_write(path, error) from error
-    return path
+    finally:
+        _discard(temporary)
 
 
 @contextmanager

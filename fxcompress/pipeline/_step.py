@@ -65,6 +65,7 @@ class StepRunner:
             FxCompressError: The pass failed, or a check did.
         """
         started = time.perf_counter()
+        self.context.measured = {}
         with seeded(self.context.seed + index):
             decision = self._decision(step, program)
             rewriter = rewritten(step, program, decision)
@@ -126,6 +127,7 @@ class StepRunner:
             after=self.cost,
             proof=proof,
             seconds=round(time.perf_counter() - started, 3),
+            measured=self.context.measured,
         )
 
 

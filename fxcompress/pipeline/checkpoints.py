@@ -24,9 +24,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from fxcompress._files import replaced_folder, write_text
+from fxcompress._tensor_files import write_tensors
 from fxcompress.errors import FxCompressError, RunFolderError
 from fxcompress.ir.storage import graph_to_json, program_from_json
-from fxcompress.pipeline._tensor_file import write_tensors
 from fxcompress.pipeline.lock import PassLock, load_arrays, save_arrays
 from fxcompress.pipeline.records import FORMAT_VERSION, PassRecord
 from fxcompress.rewrite._modules import ModuleTree

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from fxcompress._files import write_bytes, write_text
+from fxcompress._files import replaced_file, write_text
 from fxcompress.errors import LockError
 from fxcompress.pipeline.base import Decision
 from fxcompress.pipeline.records import FORMAT_VERSION, Versions
@@ -245,16 +245,11 @@ def array_digests(arrays: Mapping[str, Any]) -> dict[str, str]:
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write tensors or numpy arrays as safetensors, atomically."""
     import torch
-    from safetensors.torch import save
 
-    tensors = {
-        name: (array if isinstance(array, torch.Tensor) else torch.as_tensor(array))
-        .detach()
-        .cpu()
-        .contiguous()
-        for name, array in sorted(arrays.items())
-    }
-    write_bytes(path, save(tensors))
+    from fxcompress._tensor_files import write_tensors
+
+    with replaced_file(path) as temporary:
+        write_tensors(temporary, {name: torch.as_tensor(array) for name, array in arrays.items()})
 
 
 def load_arrays(path: Path) -> dict[str, Any]:

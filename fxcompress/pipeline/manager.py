@@ -145,6 +145,7 @@ class _Run:
         runner = StepRunner(self.context, digests, probing, record.result, lock)
         for index, step in enumerate(self.pipeline, start=1):
             if index <= len(record.passes):
+                self._clear_scratch(index, step)
                 self._tell("resume", index, step)
                 continue
             applied = self._apply(runner, index, step, program, record)
@@ -154,6 +155,7 @@ class _Run:
             program = applied.program
             record = record.model_copy(update={"passes": (*record.passes, applied.record)})
             self._keep(index, applied, record)
+            self._clear_scratch(index, step)
             del applied
             self._map_original()
             _collect()
@@ -231,6 +233,7 @@ class _Run:
             self._tell("progress", index, step, text, done, total)
 
         runner.context.on_progress = progress
+        runner.context.scratch = self.folder.scratch(index, step.id) if self.folder else None
         try:
             applied = runner.apply(index, step, program)
         except Exception as error:
@@ -258,6 +261,10 @@ class _Run:
             read=self.context.read,
         )
         self.folder.write(record)
+
+    def _clear_scratch(self, index: int, step: Step) -> None:
+        if self.folder is not None:
+            self.folder.clear_scratch(index, step.id)
 
     def _map_original(self) -> None:
         if self.spill and self.checkpoints is not None:

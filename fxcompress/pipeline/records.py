@@ -59,6 +59,7 @@ class PassRecord(_Record):
         to_original: Outputs on the probes against the original.
         metric: The metric after it, where the run has one.
         seconds: Wall-clock time of decide, rewrite and checks, the metric left out.
+        measured: Figures that differ from run to run, such as samples per second of each epoch.
     """
 
     index: int
@@ -79,6 +80,7 @@ class PassRecord(_Record):
     proof: Proof
     metric: float | None = None
     seconds: float = 0.0
+    measured: Mapping[str, tuple[float, ...]] = {}
 
     @property
     def counts(self) -> dict[str, int]:

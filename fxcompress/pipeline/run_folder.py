@@ -22,7 +22,7 @@ OWNED = (
     RECORD, "fxcompress.lock.json", "fxcompress.lock.safetensors", "spec.resolved.yaml",
     "plan.json", "graph.fxg", "report.json", "report.html", "report.md",
 )  # fmt: skip
-OWNED_FOLDERS = ("checkpoints", "artifacts", "failure")
+OWNED_FOLDERS = ("checkpoints", "scratch", "artifacts", "failure")
 
 
 class RunFolder:
@@ -31,6 +31,7 @@ class RunFolder:
         run.json                 RunRecord: every pass that is done
         fxcompress.lock.json     decisions and hashes (arrays in fxcompress.lock.safetensors)
         checkpoints/NN-id/       graph, changed tensors, decision and record of each pass
+        scratch/NN-id/           what a pass that is not done resumes from
         failure/                 what a failing pass leaves for its reader
         artifacts/               what was emitted
 
@@ -127,6 +128,24 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Where the checkpoints are."""
         return self.path / "checkpoints"
+
+    def scratch(self, index: int, step: str) -> Path:
+        """Where a pass may keep what it needs to go on after a kill."""
+        return self.path / "scratch" / f"{index:02d}-{step}"
+
+    def clear_scratch(self, index: int, step: str) -> None:
+        """Remove what a pass that is done kept to go on.
+
+        Raises:
+            RunFolderError: It cannot be removed.
+        """
+        folder = self.scratch(index, step)
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+                folder.parent.rmdir()
+        except OSError as error:
+            raise cannot_write(folder, error) from error
 
     @property
     def failure(self) -> Path:
