@@ -1,0 +1,1 @@
+"""Fewer axes: channels, neurons, heads, experts; and fewer weights."""
