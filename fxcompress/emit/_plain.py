@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.ir._calling import CallLike
 from fxcompress.ir.program import Program
 from fxcompress.ir.signature import Parameter, Signature
+from fxcompress.rewrite import without_masks
 
 __all__ = ["Call", "PlainProgram", "plain_program"]
 
@@ -89,8 +90,11 @@ class PlainProgram:
 
 
 def plain_program(program: Program) -> PlainProgram:
-    """Return a private copy of `program` that is called with plain containers."""
-    module = program.copy().module
+    """Return a private copy of `program` that is called with plain containers.
+
+    Masks on weights are burned in: they are there to train under.
+    """
+    module = without_masks(program).copy().module
     flattened: dict[str, None] = {}
     parameters = _parameters(program.signature, flattened)
     (output,) = module.graph.find_nodes(op="output")

@@ -11,6 +11,7 @@ from fxcompress._lazy import lazy_exports
 if TYPE_CHECKING:
     from fxcompress.nn.fake_quantize import FakeQuantize as FakeQuantize
     from fxcompress.nn.fake_quantize import affine_parameters as affine_parameters
+    from fxcompress.nn.mask import Mask as Mask
     from fxcompress.nn.operand import OperandConv1d as OperandConv1d
     from fxcompress.nn.operand import OperandConv2d as OperandConv2d
     from fxcompress.nn.operand import OperandConv3d as OperandConv3d
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from fxcompress.nn.operand import OperandConvTranspose2d as OperandConvTranspose2d
     from fxcompress.nn.operand import OperandConvTranspose3d as OperandConvTranspose3d
     from fxcompress.nn.operand import OperandLinear as OperandLinear
+    from fxcompress.nn.operand import own_weight as own_weight
     from fxcompress.nn.operand import take_weight_as_operand as take_weight_as_operand
     from fxcompress.nn.stochastic import StochasticDepth as StochasticDepth
     from fxcompress.nn.stochastic import TrainingSwitch as TrainingSwitch
@@ -26,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "FakeQuantize": "fake_quantize",
+        "Mask": "mask",
         "OperandConv1d": "operand",
         "OperandConv2d": "operand",
         "OperandConv3d": "operand",
@@ -36,6 +39,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "StochasticDepth": "stochastic",
         "TrainingSwitch": "stochastic",
         "affine_parameters": "fake_quantize",
+        "own_weight": "operand",
         "take_weight_as_operand": "operand",
     },
 )

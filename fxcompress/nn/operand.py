@@ -21,6 +21,7 @@ __all__ = [
     "OperandConvTranspose2d",
     "OperandConvTranspose3d",
     "OperandLinear",
+    "own_weight",
     "take_weight_as_operand",
 ]
 
@@ -117,6 +118,18 @@ def take_weight_as_operand(layer: nn.Module) -> nn.Module:
         f"{type(layer).__name__} cannot take its weight as an operand",
         reason=f"the layers that can are {names}",
     )
+
+
+def own_weight(layer: nn.Module) -> nn.Module:
+    """Return the stock layer of an operand form: it reads its own `weight` again.
+
+    Raises:
+        UsageError: The layer is no operand form.
+    """
+    for stock, operand in _OPERAND_FORMS:
+        if type(layer) is operand:
+            return _as(layer, stock)
+    raise UsageError(f"{type(layer).__name__} does not take its weight as an operand")
 
 
 def _as(layer: nn.Module, cls: type[ModuleT]) -> ModuleT:

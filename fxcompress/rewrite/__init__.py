@@ -1,4 +1,4 @@
-"""The only way to change a Program: GraphRewriter, its typed edits, and pattern rules."""
+"""The only way to change a Program: GraphRewriter, its typed edits, pattern rules, and masks."""
 
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from fxcompress.rewrite.edits import RemoveTensor as RemoveTensor
     from fxcompress.rewrite.edits import SetModule as SetModule
     from fxcompress.rewrite.edits import SetTensor as SetTensor
+    from fxcompress.rewrite.masks import burn_masks as burn_masks
+    from fxcompress.rewrite.masks import masked_tensors as masked_tensors
+    from fxcompress.rewrite.masks import without_masks as without_masks
     from fxcompress.rewrite.patterns import Findings as Findings
     from fxcompress.rewrite.patterns import Match as Match
     from fxcompress.rewrite.patterns import MatchResult as MatchResult
@@ -38,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "GraphRewriter": "rewriter",
         **dict.fromkeys(_EDITS, "edits"),
+        **dict.fromkeys(("burn_masks", "masked_tensors", "without_masks"), "masks"),
         **dict.fromkeys(_PATTERNS, "patterns"),
     },
 )

@@ -12,6 +12,7 @@ from fxcompress.errors import PassError
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import bind, op_name
 from fxcompress.nn import FakeQuantize, take_weight_as_operand
+from passes._paths import scope_beside
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -28,7 +29,7 @@ def insert_activations(rewriter: GraphRewriter, entries: Iterable[ActivationEntr
         for call in entry.calls:
             node = rewriter.node(call.node)
             fake = rewriter.call_module(
-                entry.path, module, (node,), after=node, scope=_scope_beside(node)
+                entry.path, module, (node,), after=node, scope=scope_beside(node)
             )
             module = None
             readers = None if call.readers is None else set(map(rewriter.node, call.readers))
@@ -64,7 +65,7 @@ def insert_weights(
 def _insert_before_modules(
     rewriter: GraphRewriter, entry: WeightEntry, module: FakeQuantize, layers: list[fx.Node]
 ) -> None:
-    scope = _scope_beside(layers[0])
+    scope = scope_beside(layers[0])
     weight = rewriter.get_attr(entry.tensor, before=layers[0], scope=scope)
     fake = rewriter.call_module(entry.path, module, (weight,), after=weight, scope=scope)
     path = str(layers[0].target)
@@ -81,12 +82,6 @@ def _insert_before_functions(
         entry.path, module, (weight,), after=weight, scope=layers[0].meta.get("scope", ())
     )
     rewriter.replace_uses(weight, fake, only=lambda user: user in layers)
-
-
-def _scope_beside(node: fx.Node) -> tuple[tuple[str, str], ...]:
-    """Return the scope that a node stands in; for a module call that of its caller."""
-    scope = tuple(node.meta.get("scope", ()))
-    return scope[:-1] if scope and scope[-1][0] == node.target else scope
 
 
 def check_inserted(program: Program, entries: Iterable[WeightEntry]) -> None:

@@ -15,9 +15,9 @@ from fxcompress.ir.ops import module_of, op_name
 from fxcompress.nn import FakeQuantize
 from fxcompress.rewrite.edits import Declined
 from passes._observe import observe
+from passes._paths import free_path, path_beside
 from passes.quantize._layers import choose_layers
 from passes.quantize._observers import Observer, make_observer
-from passes.quantize._paths import free_path, quantizer_path
 from passes.quantize._placement import Placement, Site, place
 from passes.quantize._rules import PRODUCTS
 from passes.quantize._weights import weight_entries, weight_scales
@@ -87,7 +87,7 @@ def _quantizers(
         if site.fixed is not None:
             path = str(site.fixed.target)
         else:
-            path = free_path(quantizer_path(ids[nodes[0]]), taken)
+            path = free_path(path_beside(ids[nodes[0]], "_fq"), taken)
             taken.add(path)
         entry = ActivationEntry(
             path=path,

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fxcompress.errors import NumericsError
 from fxcompress.ir.ops import bind, module_of, op_name
 from fxcompress.nn import FakeQuantize, affine_parameters
-from passes.quantize._paths import free_path, quantizer_path
+from passes._paths import free_path, path_beside
 from passes.quantize._search import mse_weight_range
 from passes.quantize.static import WeightEntry
 
@@ -58,8 +58,8 @@ def weight_entries(
 def _path(node: fx.Node, tensor: str) -> str:
     """Return `layer1.0.conv1_weight_fq`: beside the layer, which must stay without children."""
     if node.op == "call_module":
-        return quantizer_path(str(node.target), "_weight_fq")
-    return quantizer_path(tensor)
+        return path_beside(str(node.target), "_weight_fq")
+    return path_beside(tensor, "_fq")
 
 
 def _tensor_name(node: fx.Node) -> str:
