@@ -1,0 +1,89 @@
+"""What passes that put zeros into weights have in common: options, and the decision."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fxcompress.pipeline.base import Decision, Selection
+from fxcompress.rewrite.edits import Declined
+from passes.prune._forms import Form
+
+__all__ = ["Criterion", "Mode", "SparseWeight", "SparsityDecision", "SparsityOptions"]
+
+Criterion = Literal["magnitude", "wanda", "sparsegpt"]
+Mode = Literal["burn", "keep"]
+
+
+class SparsityOptions(Selection):
+    """Options of every pass that puts zeros into weights."""
+
+    criterion: Criterion = Field(
+        default="magnitude", description="Which weights matter least; the last two need data."
+    )
+    mode: Mode = Field(
+        default="burn",
+        description="Write zeros into the weights, or also keep masks in the graph to train under.",
+    )
+    calibration: int = Field(
+        default=128, ge=1, description="Samples of the calibration split (wanda, sparsegpt)."
+    )
+    block: int = Field(
+        default=128, ge=1, description="Columns that are pruned together (sparsegpt)."
+    )
+    damping: float = Field(
+        default=0.01,
+        gt=0,
+        description="Part of its mean that is added to the Hessian's diagonal (sparsegpt).",
+    )
+
+
+class SparseWeight(BaseModel):
+    """One weight: what reads it, and how many of its entries become zero.
+
+    Its zeros are in `arrays["<tensor>.zeros"]` as bits in the order of the tensor's entries; where
+    the criterion computes other weights, those kept are in `arrays["<tensor>.kept"]`, in order.
+
+    Attributes:
+        tensor: The parameter.
+        layers: The nodes that read it.
+        form: How it is a stack of matrices.
+        entries: How many it has.
+        zeros: How many of them become zero; None while pending.
+        mask: Path of its mask: the one to add, or the one that is there already.
+        masked: Whether it has a mask already.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    tensor: str
+    layers: tuple[str, ...]
+    form: Form
+    entries: int
+    zeros: int | None = None
+    mask: str | None = None
+    masked: bool = False
+
+    @property
+    def sparsity(self) -> float | None:
+        """Which part of it becomes zero."""
+        return None if self.zeros is None else self.zeros / self.entries
+
+
+class SparsityDecision(Decision):
+    """Every weight that gets zeros, and the layers that are left dense, with reasons.
+
+    Attributes:
+        criterion: What chose the zeros.
+        mode: Whether masks stay in the graph.
+        pattern: At most `(n, m)`: n of m consecutive input channels are kept; None for any.
+        sparsity: Which part of all these weights becomes zero; None while pending.
+    """
+
+    criterion: Criterion
+    mode: Mode
+    weights: tuple[SparseWeight, ...] = ()
+    declined: tuple[Declined, ...] = ()
+    pattern: tuple[int, int] | None = None
+    sparsity: float | None = None

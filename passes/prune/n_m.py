@@ -1,0 +1,75 @@
+"""N:M sparsity: of every M consecutive input channels, at most N weights are kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from fxcompress.pipeline.base import Decision, Options, Pass, Preserves
+from passes.prune._sparsity import SparsityDecision, SparsityOptions
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+    from fxcompress.pipeline.context import Context
+    from fxcompress.rewrite import GraphRewriter
+
+__all__ = ["NM"]
+
+
+class NMOptions(SparsityOptions):
+    """Options of `prune.n_m`; 2:4 by default, which sparse tensor cores run."""
+
+    n: int = Field(default=2, ge=1, description="How many of `m` weights are kept.")
+    m: int = Field(default=4, ge=2, description="How many consecutive input channels are a group.")
+
+    @model_validator(mode="after")
+    def _fewer_than_all(self) -> Self:
+        if self.n >= self.m:
+            raise ValueError(f"{self.n}:{self.m} keeps every weight: n must be less than m")
+        return self
+
+
+class NM(Pass[NMOptions, SparsityDecision]):
+    """Keep at most N of every M consecutive weights along the input channels.
+
+    A group is M consecutive input channels at one tap of the kernel and for one output, which is
+    what sparse kernels read: `[out, in]` of a linear layer by its rows, `[out, in, kh, kw]` of a
+    convolution along `in`. The criteria are those of `prune.unstructured`, ranked within each
+    group: `magnitude` (Mishra et al., 2021, arXiv:2104.08378), `wanda` and `sparsegpt`, which
+    chooses when it reaches a group, by the weights as they are then.
+
+    Layers whose input channels (per group) are no multiple of M are declined.
+
+    Preserves: approximate. Criteria other than `magnitude` need a `calibration` split.
+    """
+
+    Options: ClassVar[type[Options]] = NMOptions
+    Decision: ClassVar[type[Decision]] = SparsityDecision
+    preserves: ClassVar[Preserves] = "approximate"
+
+    def decide(self, program: Program, options: NMOptions, context: Context) -> SparsityDecision:
+        """Return the zeros; where they depend on data, only which weights while planning.
+
+        Raises:
+            SelectorError: The selection fits no layer, or not as many as expected.
+            UsageError: No weight can be pruned.
+            DataError: The calibration split is missing or too small.
+            NumericsError: A NaN or an infinity in weights or in what they are multiplied with.
+        """
+        from passes.prune._patterns import NOfM
+        from passes.prune._zeros import decide
+
+        return decide(program, options, NOfM(options.n, options.m), context)
+
+    def rewrite(self, rewriter: GraphRewriter, decision: SparsityDecision) -> None:
+        """Write the zeros, and add, change or burn in masks."""
+        from passes.prune._masks import set_sparse
+
+        set_sparse(rewriter, decision)
+
+    def ensures(self, before: Program, after: Program, decision: SparsityDecision) -> None:
+        """Check every group, and that other tensors are bit-identical."""
+        from passes.prune._masks import check_sparse
+
+        check_sparse(before, after, decision)
