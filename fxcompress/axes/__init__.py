@@ -17,3 +17,21 @@ if TYPE_CHECKING:
     from fxcompress.axes.terms import kept as kept
     from fxcompress.axes.terms import polynomial as polynomial
     from fxcompress.axes.terms import positions as positions
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "Analysis": "analysis",
+        "Axis": "terms",
+        "Concat": "terms",
+        "Frozen": "terms",
+        "Place": "terms",
+        "Polynomial": "polynomial",
+        "Product": "terms",
+        "Term": "terms",
+        "analyze": "analysis",
+        "kept": "terms",
+        "polynomial": "terms",
+        "positions": "terms",
+    },
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,7 +59,18 @@ class SizeReader:
 
     def __init__(self) -> None:
         self._known: dict[Any, Size] = {}
-        self.hints: dict[str, int] = {}
+        self._factors: dict[str, tuple[Any, int]] = {}
+        """Name -> the expression of a dynamic factor and its value at capture."""
+        self._values: dict[str, int] = {}
+
+    def fill_in(self, sizes: Mapping[str, int]) -> None:
+        """Value dynamic sizes, by symbol, otherwise than at capture."""
+        self._values = {}
+        for name, (expression, value) in self._factors.items():
+            free = {str(symbol): symbol for symbol in expression.free_symbols}
+            if free and free.keys() <= sizes.keys():
+                value = int(expression.subs({free[symbol]: sizes[symbol] for symbol in free}))
+            self._values[name] = value
 
     def __call__(self, size: int | torch.SymInt) -> Size:
         if isinstance(size, int):
@@ -73,7 +85,8 @@ class SizeReader:
         """Return a size at the example sizes of the dynamic dimensions."""
         result = size[0]
         for symbol in size[1]:
-            result *= self.hints[symbol]
+            known = self._values.get(symbol)
+            result *= self._factors[symbol][1] if known is None else known
         return result
 
     def _read(self, size: torch.SymInt, expression: Any) -> Size:
@@ -87,7 +100,8 @@ class SizeReader:
         for factor in rest.args if rest.is_Mul else (rest,):
             base, power = factor.as_base_exp()
             repeat = int(power) if power.is_Integer and power > 0 else 1
-            name = str(base if repeat == power else factor)
-            self.hints[name] = int(shape_env.size_hint(base if repeat == power else factor))
+            part = base if repeat == power else factor
+            name = str(part)
+            self._factors[name] = part, int(shape_env.size_hint(part))
             symbols += [name] * repeat
         return int(content), tuple(sorted(symbols))

@@ -1,0 +1,340 @@
+"""Ops that pick values by position: what is picked by data cannot shrink."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxcompress.axes._site import Rule, Site, Value
+from fxcompress.axes._sizes import ONE, is_static
+from fxcompress.axes._solver import UNIT, Dim
+from fxcompress.axes.rules.shape import cut_static
+
+__all__ = ["RULES"]
+
+_BY_DATA = "values are picked from it by data"
+
+
+def getitem(site: Site) -> Value:
+    """`x[index]`: of a tuple, or of a tensor by slices, numbers, None and tensors."""
+    source, index = site.args["input"], site.args["index"]
+    value = site.values.get(source)
+    if isinstance(value, tuple):
+        return value[index]  # type: ignore[no-any-return]
+    if not isinstance(value, list):
+        return site.fixed_result("it comes from no tensor")
+    items = list(index) if isinstance(index, (tuple, list)) else [index]
+    if any(_is_tensor(item) for item in items):
+        return _advanced(site, value, items)
+    return _basic(site, value, _spread(items, len(value)))
+
+
+def _is_tensor(item: Any) -> bool:
+    if isinstance(item, (list, tuple)):
+        return True
+    return isinstance(item, fx.Node) and isinstance(item.meta.get("val"), torch.Tensor)
+
+
+def _spread(items: list[Any], rank: int) -> list[Any]:
+    """Replace the ellipsis, and add what is left out at the end."""
+    used = sum(item is not None and item is not Ellipsis for item in items)
+    missing = [slice(None)] * (rank - used)
+    if any(item is Ellipsis for item in items):
+        place = next(i for i, item in enumerate(items) if item is Ellipsis)
+        return [*items[:place], *missing, *items[place + 1 :]]
+    return [*items, *missing]
+
+
+def _basic(site: Site, dims: list[Dim], items: list[Any]) -> list[Dim]:
+    result: list[Dim] = []
+    source = iter(dims)
+    shape = iter(site.shape())
+    for place, item in enumerate(items):
+        if item is None:
+            result.append(UNIT)
+            next(shape)
+        elif isinstance(item, slice):
+            result.append(_sliced(site, next(source), item, next(shape), place))
+        else:
+            _selected(site, next(source), item, place)
+    return result
+
+
+def _sliced(site: Site, dim: Dim, item: slice, size: Any, place: int | None) -> Dim:
+    total = site.solver.size(dim)
+    if total == size:
+        return dim
+    start, stop, step = item.start or 0, item.stop, 1 if item.step is None else item.step
+    plain = all(isinstance(each, int) for each in (start, step)) and (
+        stop is None or isinstance(stop, int)
+    )
+    if site.solver.is_frozen(dim) or not (plain and is_static(total)):
+        site.solver.freeze(dim, "it is cut at dynamic sizes")
+        return site.solver.fixed(size, "a part of a frozen dimension")
+    low, high, step = slice(start, stop, step).indices(total[0])
+    if step == 1:
+        parts = cut_static(site, dim, [low, high])
+        assert parts is not None
+        _bounds(site, item, parts, place)
+        return parts[1]
+    if step > 1 and total[0] % step == 0 and 0 <= low < step and high > total[0] - step:
+        outer, inner = site.solver.regroup([dim], [(total[0] // step, ()), (step, ())])
+        site.solver.freeze(inner, "every n-th index is taken")
+        return outer
+    site.solver.freeze(dim, "every n-th index is taken")
+    return site.solver.fixed(size, "every n-th index is taken")
+
+
+def _bounds(site: Site, item: slice, parts: list[Dim], place: int | None) -> None:
+    """Note slice bounds that follow sizes; negative ones count from the end."""
+    name = "index" if place is not None else ""
+    before, taken, after = parts
+    start, stop = item.start, item.stop
+    if isinstance(start, int) and start:
+        dims = (before,) if start > 0 else (taken, after)
+        site.bound(name, dims, place, "start", negative=start < 0)
+    if isinstance(stop, int):
+        dims = (before, taken) if stop > 0 else (after,)
+        site.bound(name, dims, place, "stop", negative=stop < 0)
+
+
+def _selected(site: Site, dim: Dim, item: Any, place: int | None) -> None:
+    total = site.solver.size(dim)
+    if site.solver.is_frozen(dim):
+        return
+    if not isinstance(item, int) or not is_static(total):
+        site.solver.freeze(dim, "an index of it is taken by a dynamic number")
+        return
+    index = item % total[0]
+    before, _, after = site.solver.cut(dim, [index, index + 1])
+    if item >= 0:
+        site.bound("index", (before,), place, "index")
+    else:
+        site.bound("index", (UNIT, after), place, "index", negative=True)
+
+
+def _advanced(site: Site, dims: list[Dim], items: list[Any]) -> Value:
+    """Dimensions indexed by tensors freeze; those taken whole go on."""
+    value = site.node.meta["val"]
+    masks = [i for i in items if _is_tensor(i) and _is_mask(i)]
+    if masks:
+        site.freeze_all(_BY_DATA)
+        return site.fixed_result(_BY_DATA)
+    items = _spread(items, len(dims))
+    places = [i for i, item in enumerate(items) if _is_tensor(item)]
+    indices = [site.dims_of(items[i]) for i in places if isinstance(items[i], fx.Node)]
+    rank = max((len(each) for each in indices), default=1)
+    adjacent = places == list(range(places[0], places[-1] + 1)) and not any(
+        isinstance(item, int) for item in items
+    )
+    kept: list[Dim | None] = []
+    source = iter(dims)
+    for item in items:
+        if item is None:
+            kept.append(UNIT)
+            continue
+        dim = next(source)
+        if isinstance(item, slice) and item == slice(None):
+            kept.append(dim)
+            continue
+        site.solver.freeze(dim, _BY_DATA)
+        if isinstance(item, slice):
+            kept.append(None)
+    lead = sum(item is None or isinstance(item, slice) for item in items[: places[0]])
+    start = lead if adjacent else 0
+    index_dims = site.broadcast(indices) if len(indices) == len(places) else []
+    known: dict[int, Dim] = {}
+    if len(index_dims) == rank:
+        known |= {start + i: dim for i, dim in enumerate(index_dims)}
+    for i, dim in enumerate(kept):
+        if dim is not None:
+            known[i if i < start else i + rank] = dim
+    return site.rest(value, known, _BY_DATA)
+
+
+def _is_mask(item: Any) -> bool:
+    if isinstance(item, fx.Node):
+        return bool(item.meta["val"].dtype in (torch.bool, torch.uint8))
+    return any(isinstance(each, bool) for each in item)
+
+
+def select(site: Site) -> Value:
+    """Take one index of a dimension."""
+    dims = list(site.dims("input"))
+    place = site.axis(site.args["dim"], len(dims))
+    _selected_argument(site, dims.pop(place), site.args["index"])
+    return dims
+
+
+def _selected_argument(site: Site, dim: Dim, item: Any) -> None:
+    _selected(site, dim, item, None)
+
+
+def slice_(site: Site) -> Value:
+    """Take a range of a dimension."""
+    dims = list(site.dims("input"))
+    place = site.axis(site.get("dim", 0), len(dims))
+    size = site.shape()[place]
+    if site.solver.size(dims[place]) != size:
+        site.solver.freeze(dims[place], "it is cut at given places")
+        dims[place] = site.solver.fixed(size, "it is cut at given places")
+    return dims
+
+
+def narrow(site: Site) -> Value:
+    """Take a range of a dimension by start and length."""
+    dims = list(site.dims("input"))
+    place = site.axis(site.args["dim"], len(dims))
+    start, length = site.args["start"], site.args["length"]
+    dim, size = dims[place], site.shape()[place]
+    plain = isinstance(start, int) and isinstance(length, int) and start >= 0
+    if site.solver.is_frozen(dim) or not plain or not is_static(site.solver.size(dim)):
+        site.solver.freeze(dim, "it is cut at dynamic sizes")
+        dims[place] = site.solver.fixed(size, "it is cut at dynamic sizes")
+        return dims
+    before, taken, _ = site.solver.cut(dim, [start, start + length])
+    site.literal("start", before)
+    site.literal("length", taken)
+    dims[place] = taken
+    return dims
+
+
+def index_select(site: Site) -> Value:
+    """Pick indices of one dimension."""
+    dims = site.dims("input")
+    place = site.axis(site.args["dim"], len(dims))
+    site.solver.freeze(dims[place], _BY_DATA)
+    return site.rest(
+        site.node.meta["val"], {i: d for i, d in enumerate(dims) if i != place}, _BY_DATA
+    )
+
+
+def gather(site: Site) -> Value:
+    """Pick along one dimension; the others of operand and index go together."""
+    dims, index = site.dims("input"), site.dims("index")
+    place = site.axis(site.args.get("dim", 0), len(dims))
+    site.solver.freeze(dims[place], _BY_DATA)
+    for i, (mine, other) in enumerate(zip(dims, index, strict=True)):
+        if i != place:
+            _together(site, mine, other)
+    return index
+
+
+def _together(site: Site, left: Dim, right: Dim) -> None:
+    if site.solver.size(left) == site.solver.size(right):
+        site.solver.unify(left, right)
+    else:
+        site.solver.freeze(left, "only a part of it is picked")
+        site.solver.freeze(right, "only a part of it is picked")
+
+
+def scatter(site: Site) -> Value:
+    """Write along one dimension; the others of operand, index and source go together."""
+    dims, index, source = site.dims("input"), site.dims("index"), site.dims("src")
+    place = site.axis(site.args["dim"], len(dims))
+    site.solver.freeze(dims[place], "values are written to it by data")
+    for i, dim in enumerate(dims):
+        for other in (index, source):
+            if other and i != place:
+                _together(site, dim, other[i])
+            elif other:
+                site.solver.freeze(other[i], "it is written elsewhere by data")
+    return dims
+
+
+def index_write(site: Site) -> Value:
+    """Write rows of one dimension."""
+    dims, source = site.dims("input"), site.dims("source")
+    place = site.axis(site.args["dim"], len(dims))
+    site.solver.freeze(dims[place], "values are written to it by data")
+    for i, dim in enumerate(dims):
+        if source and i != place:
+            _together(site, dim, source[i])
+        elif source:
+            site.solver.freeze(source[i], "it is written elsewhere by data")
+    return dims
+
+
+def embedding(site: Site) -> Value:
+    """A row of the table for each index."""
+    table = site.weight("weight")
+    assert table is not None
+    site.solver.freeze(table[0], "rows are looked up by data")
+    site.role("weight", 1, "out")
+    site.solver.tag(table[1], "embedding")
+    site.attribute("embedding_dim", table[1])
+    return [*site.dims("input"), table[1]]
+
+
+def embedding_bag(site: Site) -> Value:
+    """A sum or mean of rows."""
+    table = site.weight("weight")
+    assert table is not None
+    site.solver.freeze(table[0], "rows are looked up by data")
+    site.attribute("embedding_dim", table[1])
+    site.solver.tag(table[1], "embedding")
+    return site.rest(site.node.meta["val"], {1: table[1]}, "bags of rows")
+
+
+def one_hot(site: Site) -> Value:
+    """A new dimension, indexed by data."""
+    return [*site.dims("input"), site.solver.fixed(site.shape()[-1], "it is indexed by data")]
+
+
+def by_position(site: Site) -> Value:
+    """What depends on positions by data: nothing of it can shrink."""
+    site.freeze_all(_BY_DATA)
+    return site.fixed_result(_BY_DATA)
+
+
+def slice_scatter(site: Site) -> Value:
+    """Write a range of a dimension."""
+    dims, source = site.dims("input"), site.dims("src")
+    place = site.axis(site.get("dim", 0), len(dims))
+    site.solver.freeze(dims[place], "a part of it is written")
+    offset = 0 if len(source) == len(dims) else 1
+    for i, dim in enumerate(dims):
+        if i != place and source:
+            site.solver.unify(dim, source[i - (offset if i > place else 0)])
+    if offset == 0 and source:
+        site.solver.freeze(source[place], "it is written into a larger tensor")
+    return dims
+
+
+def setitem(site: Site) -> Value:
+    """Write in place; only whole dimensions go on."""
+    dims, source = site.dims("input"), site.dims("value")
+    for dim in (*dims, *source):
+        if site.solver.size(dim) != ONE:
+            site.solver.freeze(dim, "a part of it is written")
+    return dims
+
+
+RULES: dict[str, Rule] = {
+    "getitem": getitem,
+    "select": select,
+    "slice": slice_,
+    "narrow": narrow,
+    "index_select": index_select,
+    "gather": gather,
+    "take_along_dim": gather,
+    "scatter": scatter,
+    "scatter_add": scatter,
+    "scatter_reduce": scatter,
+    "index_add": index_write,
+    "index_copy": index_write,
+    "index_fill": index_write,
+    "slice_scatter": slice_scatter,
+    "select_scatter": slice_scatter,
+    "embedding": embedding,
+    "embedding_bag": embedding_bag,
+    "one_hot": one_hot,
+    "setitem": setitem,
+    **dict.fromkeys(
+        ("take", "masked_select", "masked_scatter", "nonzero", "argwhere", "index_put", "index",
+         "searchsorted", "bucketize"),
+        by_position,
+    ),
+}  # fmt: skip
