@@ -1,0 +1,106 @@
+"""What a spec says about the importance of channels: the criterion and its settings."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from fxcompress.axes.terms import Role
+from fxcompress.pipeline.base import Options
+from fxcompress.spec._factories import Factory
+
+__all__ = ["Criterion", "CriterionName", "Normalise", "Reduction"]
+
+CriterionName: TypeAlias = Literal[
+    "l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher", "obd", "activation_norm", "apoz",
+    "wanda", "random",
+]  # fmt: skip
+Reduction: TypeAlias = Literal["auto", "sum", "mean", "max", "first"]
+Normalise: TypeAlias = Literal["auto", "none", "mean", "max", "sum"]
+
+_WITH_DATA: Final = frozenset({"taylor", "fisher", "obd", "activation_norm", "apoz", "wanda"})
+_PER_AXIS_MEAN: Final = frozenset({"l1", "l2", "fpgm", "activation_norm", "wanda"})
+_OVER_PLACES_MEAN: Final = frozenset({"bn_scale", "activation_norm", "apoz"})
+_ROLES: Final[dict[str, tuple[Role, ...]]] = {
+    "l1": ("out", "in", "scale", "other"),
+    "l2": ("out", "in", "scale", "other"),
+    "lamp": ("out", "in", "scale", "other"),
+    "bn_scale": ("scale",),
+    "fpgm": ("out",),
+    "taylor": ("in",),
+    "fisher": ("in",),
+    "obd": ("in",),
+    "wanda": ("in",),
+}
+
+
+class Criterion(Options):
+    """How important each index of an axis is.
+
+    Every place where an axis occurs in the parameters is scored, and `reduction` makes one score
+    of them. `roles` are the places that count; where an axis has none of these, all of its places
+    do.
+    """
+
+    name: CriterionName = Field(default="l2", description="How importance is measured.")
+    reduction: Reduction = Field(
+        default="auto",
+        description="One score from all places of an axis; `first` takes the first alone; `auto` "
+        "is `mean` for bn_scale, activation_norm and apoz, else `sum`.",
+    )
+    normalise: Normalise = Field(
+        default="auto",
+        description="What an axis's scores are divided by, to compare axes; `auto` is `mean` for "
+        "l1, l2, fpgm, activation_norm and wanda, else `none`.",
+    )
+    roles: tuple[Role, ...] = Field(
+        default=(), description="Places that count; empty means those the criterion is made for."
+    )
+    data: str = Field(default="calibration", description="Split that statistics come from.")
+    samples: int = Field(default=128, ge=1, description="Samples that are read of it.")
+    factory: Factory | None = Field(
+        default=None,
+        description="Your own criterion: `fn(program, analysis, axes, context, **args)` returns "
+        "scores `[axis.size]` by axis name.",
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of the factory."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Criterion:
+        if self.factory is not None and "name" in self.model_fields_set:
+            raise ValueError("give the `name` of a criterion or a `factory`, not both")
+        if self.args and self.factory is None:
+            raise ValueError("`args` are those of a `factory`")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What texts call it."""
+        return self.factory or self.name
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration data is read."""
+        return self.factory is None and self.name in _WITH_DATA
+
+    @property
+    def joined(self) -> Literal["sum", "mean", "max", "first"]:
+        """How the scores of the places become one."""
+        if self.reduction != "auto":
+            return self.reduction
+        return "mean" if self.name in _OVER_PLACES_MEAN else "sum"
+
+    @property
+    def counted(self) -> tuple[Role, ...]:
+        """The roles of the places that count."""
+        return self.roles or _ROLES.get(self.name, ())
+
+    @property
+    def divisor(self) -> Literal["none", "mean", "max", "sum"]:
+        """What an axis's scores are divided by."""
+        if self.normalise != "auto":
+            return self.normalise
+        return "mean" if self.factory is None and self.name in _PER_AXIS_MEAN else "none"
