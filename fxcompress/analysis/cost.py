@@ -296,9 +296,16 @@ def _stored_bits(program: Program, node: fx.Node) -> int | None:
     """Return the bit width under which a weight is stored, if a quantiser is all that reads it."""
     bits = set()
     for user in node.users:
-        if user.op != "call_module" or op_name(user) != "fake_quant":
+        op = op_name(user)
+        if op == "mask":
+            below = _stored_bits(program, user)
+            if below is None:
+                return None
+            bits.add(below)
+        elif op == "fake_quant" and user.op == "call_module":
+            bits.add(int(program.module.get_submodule(str(user.target)).bits))  # type: ignore[arg-type]
+        else:
             return None
-        bits.add(int(program.module.get_submodule(str(user.target)).bits))  # type: ignore[arg-type]
     return max(bits) if bits else None
 
 

@@ -242,6 +242,8 @@ def _effective(program: Program) -> dict[str, torch.Tensor]:
         if node.op != "call_module" or op_name(node) != "fake_quant":
             continue
         source = node.all_input_nodes[0]
+        if op_name(source) == "mask":
+            source = source.all_input_nodes[0]
         if source.op == "get_attr" and str(source.target) in state:
             quantiser = program.module.get_submodule(str(node.target))
             with torch.no_grad():

@@ -56,10 +56,10 @@ def insert_weights(
         if entry.path in arrays:
             module.scale.copy_(torch.as_tensor(arrays[entry.path]))
         layers = [rewriter.node(layer) for layer in entry.layers]
-        if layers[0].op == "call_module":
+        if "weight" not in bind(layers[0]):
             _insert_before_modules(rewriter, entry, module, layers)
         else:
-            _insert_before_functions(rewriter, entry, module, layers)
+            _insert_before_operands(rewriter, entry, module, layers)
 
 
 def _insert_before_modules(
@@ -74,12 +74,12 @@ def _insert_before_modules(
         rewriter.set_args(layer, (layer.args[0], fake), {})
 
 
-def _insert_before_functions(
+def _insert_before_operands(
     rewriter: GraphRewriter, entry: WeightEntry, module: FakeQuantize, layers: list[fx.Node]
 ) -> None:
     weight = bind(layers[0])["weight"]
     fake = rewriter.call_module(
-        entry.path, module, (weight,), after=weight, scope=layers[0].meta.get("scope", ())
+        entry.path, module, (weight,), after=weight, scope=scope_beside(layers[0])
     )
     rewriter.replace_uses(weight, fake, only=lambda user: user in layers)
 

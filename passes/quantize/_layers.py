@@ -14,6 +14,7 @@ from fxcompress.ir.ops import bind, module_of, op_name
 from fxcompress.nn import take_weight_as_operand
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
+from passes.quantize._masked import unmasked
 from passes.quantize._rules import AVERAGES, COMBINES, CONVOLUTIONS, LAYERS
 
 if TYPE_CHECKING:
@@ -69,18 +70,20 @@ def _obstacle(node: fx.Node) -> tuple[str | None, tuple[fx.Node, ...]]:
         operand = node.args[1]
         if isinstance(operand, fx.Node) and op_name(operand) == "fake_quant":
             return "it is quantised already", (operand,)
-        return "it takes more than its input as an operand", ()
-    if node.op == "call_module":
+        if not (isinstance(operand, fx.Node) and op_name(operand) == "mask"):
+            return "it takes more than its input as an operand", ()
+        weight: Any = operand.meta.get("val")
+    elif node.op == "call_module":
         try:
             take_weight_as_operand(module_of(node))
         except UsageError as error:
             return error.what, ()
-        weight: Any = module_of(node).weight
+        weight = module_of(node).weight
     else:
         operand = bind(node).get("weight")
         if not isinstance(operand, fx.Node) or op_name(operand) == "fake_quant":
             return "it is quantised already", ()
-        if operand.op != "get_attr":
+        if unmasked(operand).op != "get_attr":
             return "its weight is computed in the graph", (operand,)
         weight = operand.meta.get("val")
     if not (isinstance(weight, torch.Tensor) and weight.is_floating_point()):

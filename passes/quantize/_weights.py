@@ -12,6 +12,7 @@ from fxcompress.errors import NumericsError
 from fxcompress.ir.ops import bind, module_of, op_name
 from fxcompress.nn import FakeQuantize, affine_parameters
 from passes._paths import free_path, path_beside
+from passes.quantize._masked import unmasked
 from passes.quantize._search import mse_weight_range
 from passes.quantize.static import WeightEntry
 
@@ -65,7 +66,7 @@ def _path(node: fx.Node, tensor: str) -> str:
 def _tensor_name(node: fx.Node) -> str:
     if node.op == "call_module":
         return f"{node.target}.weight"
-    return str(bind(node)["weight"].target)
+    return str(unmasked(bind(node)["weight"]).target)
 
 
 def _channel_axis(node: fx.Node) -> int | None:
