@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from fxcompress.analysis.cost import cost as cost
     from fxcompress.analysis.latency import Latency as Latency
     from fxcompress.analysis.latency import latency as latency
+    from fxcompress.analysis.masked import MaskedReference as MaskedReference
+    from fxcompress.analysis.masked import masked_difference as masked_difference
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -21,11 +23,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Cost": "cost",
         "CostSummary": "cost",
         "Latency": "latency",
+        "MaskedReference": "masked",
         "ModuleCost": "cost",
         "NodeCost": "cost",
         "OutputComparison": "compare",
         "compare": "compare",
         "cost": "cost",
         "latency": "latency",
+        "masked_difference": "masked",
     },
 )

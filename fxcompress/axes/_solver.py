@@ -216,17 +216,12 @@ class Solver:
 
         Where a cut goes through a factor that cannot be cut there, the dimension is frozen.
         """
-        total = self.size(dim)[0]
-        bounds = [0, *at, total]
         parts: list[Dim] = []
         rest = self.flat(dim)
-        for low, high in zip(bounds, bounds[1:], strict=False):
-            if high == total:
-                parts.append(rest if high > low else self._nothing())
-                break
+        for low, high in zip([0, *at], at, strict=False):
             first, rest = self._cut(rest, high - low)
             parts.append(first)
-        return parts
+        return [*parts, rest]
 
     def _nothing(self) -> Dim:
         return (Joined((), (0, ())),)

@@ -89,6 +89,15 @@ class Analysis:
             value = next((each for each in value if each is not None), None)
         return None if value is None else tuple(map(self._resolver.term, value))
 
+    def nested_terms(self, node: fx.Node) -> Any:
+        """Return the terms of a node's result as it is: per dim, in tuples where it is a tuple."""
+        return self._nested(self._values.get(node))
+
+    def _nested(self, value: Value) -> Any:
+        if isinstance(value, tuple):
+            return [self._nested(each) for each in value]
+        return None if value is None else tuple(map(self._resolver.term, value))
+
     def places(self, tensor: str) -> tuple[Term, ...]:
         """Return the term of each dimension of a parameter or buffer; unused ones have none."""
         dims = self._state.get(self.program.ties.get(tensor, tensor))

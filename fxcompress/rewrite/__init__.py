@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fxcompress.rewrite.patterns import find as find
     from fxcompress.rewrite.patterns import op as op
     from fxcompress.rewrite.rewriter import GraphRewriter as GraphRewriter
+    from fxcompress.rewrite.shrink import shrink as shrink
 
 _EDITS = (
     "AddNode", "AddTensor", "ChangeNode", "Declined", "Edit", "RemoveNode", "RemoveTensor",
@@ -40,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "GraphRewriter": "rewriter",
+        "shrink": "shrink",
         **dict.fromkeys(_EDITS, "edits"),
         **dict.fromkeys(("burn_masks", "masked_tensors", "without_masks"), "masks"),
         **dict.fromkeys(_PATTERNS, "patterns"),
