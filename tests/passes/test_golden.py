@@ -6,6 +6,9 @@ from fxcompress.ir import Program, capture
 from fxcompress.pipeline.context import Context
 from fxcompress.testing import hash_inputs, hash_weights_
 from passes.depth.skip_blocks import SkipBlocks
+from passes.prune.burn_in import BurnIn
+from passes.prune.n_m import NM
+from passes.prune.unstructured import Unstructured
 from passes.quantize.static import Static
 from passes.tidy.cast import Cast
 from passes.tidy.fold_batchnorm import FoldBatchNorm
@@ -56,3 +59,20 @@ def test_static(golden_graph):
 @pytest.mark.golden("passes/depth/skip_blocks")
 def test_skip_blocks(golden_graph):
     golden_graph(apply(SkipBlocks, transformer(), {"layers": [1]}).program)
+
+
+@pytest.mark.golden("passes/prune/unstructured")
+def test_unstructured(golden_graph):
+    # By magnitude, because rounding elsewhere may rank two scores from data the other way.
+    golden_graph(apply(Unstructured, transformer(), {"ratio": 0.5, "mode": "keep"}).program)
+
+
+@pytest.mark.golden("passes/prune/n_m")
+def test_n_m(golden_graph):
+    golden_graph(apply(NM, resnet(), {"exclude": ["stem.0"]}).program)
+
+
+@pytest.mark.golden("passes/prune/burn_in")
+def test_burn_in(golden_graph):
+    masked = apply(NM, resnet(), {"mode": "keep"}).program
+    golden_graph(apply(BurnIn, masked).program)
