@@ -5,14 +5,23 @@ from typing import TYPE_CHECKING
 from fxcompress._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from fxcompress.train._optimizers import check_recipe as check_recipe
+    from fxcompress.train.config import FitConfig as FitConfig
     from fxcompress.train.data import Batch as Batch
     from fxcompress.train.data import Data as Data
     from fxcompress.train.data import Split as Split
     from fxcompress.train.data import from_factory as from_factory
+    from fxcompress.train.fitting import FitResult as FitResult
+    from fxcompress.train.fitting import Hooks as Hooks
+    from fxcompress.train.fitting import Moment as Moment
+    from fxcompress.train.fitting import fit as fit
+    from fxcompress.train.history import Epoch as Epoch
     from fxcompress.train.inputs import InputSpec as InputSpec
     from fxcompress.train.inputs import example as example
     from fxcompress.train.metrics import BUILT_IN as BUILT_IN
     from fxcompress.train.metrics import Metric as Metric
+    from fxcompress.train.programs import trained_tensors as trained_tensors
+    from fxcompress.train.programs import training_copy as training_copy
     from fxcompress.train.sources import from_tensors as from_tensors
     from fxcompress.train.sources import random_split as random_split
     from fxcompress.train.sources import read_tensors as read_tensors
@@ -24,5 +33,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
         **dict.fromkeys(("from_tensors", "random_split", "read_tensors"), "sources"),
         **dict.fromkeys(("InputSpec", "example"), "inputs"),
         **dict.fromkeys(("BUILT_IN", "Metric"), "metrics"),
+        **dict.fromkeys(("FitResult", "Hooks", "Moment", "fit"), "fitting"),
+        **dict.fromkeys(("trained_tensors", "training_copy"), "programs"),
+        "Epoch": "history",
+        "FitConfig": "config",
+        "check_recipe": "_optimizers",
     },
 )

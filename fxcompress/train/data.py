@@ -52,7 +52,7 @@ class Split:
             DataError: The split is empty, its source fails, or a batch does not fit the inputs.
         """
         seen, index = 0, -1
-        for index, item in enumerate(self._raw()):
+        for index, item in enumerate(self._guarded(self.source)):
             batch, target = self._normal(item, index)
             self._check(batch, index)
             count = samples_in(batch)
@@ -63,12 +63,7 @@ class Split:
             seen += count
             yield batch, target
         if index < 0:
-            raise DataError(
-                f"split {self.name} is empty",
-                hint="a one-shot generator is exhausted after one pass: return a list or an "
-                "object whose __iter__ starts anew",
-                where=self.name,
-            )
+            raise self._empty()
         if self.limit is not None:
             raise DataError(
                 f"split {self.name} holds {seen} samples, and {self.limit} are asked for",
@@ -88,12 +83,33 @@ class Split:
             raise TypeError(f"split {self.name} does not know how many batches it has")
         return len(self.source)
 
+    @property
+    def indexed(self) -> bool:
+        """Whether batches can be read in any order: the source is a sequence without a limit."""
+        return self.limit is None and isinstance(self.source, Sequence)
+
+    def at(self, places: Iterable[int]) -> Iterator[tuple[Batch, Any]]:
+        """Yield `(batch, target)` at these places, in their order; needs `indexed`.
+
+        Raises:
+            DataError: As when it is iterated.
+        """
+        source = self.source
+        assert isinstance(source, Sequence), "only a sequence can be read in any order"
+        places = list(places)
+        if not places:
+            raise self._empty()
+        for index, item in zip(places, self._guarded(source[i] for i in places), strict=True):
+            batch, target = self._normal(item, index)
+            self._check(batch, index)
+            yield batch, target
+
     def __length_hint__(self) -> int:
         return len(self.source) if isinstance(self.source, Sized) else NotImplemented
 
-    def _raw(self) -> Iterator[Any]:
+    def _guarded(self, items: Iterable[Any]) -> Iterator[Any]:
         try:
-            yield from self.source
+            yield from items
         except DataError:
             raise
         except Exception as error:
@@ -148,6 +164,14 @@ class Split:
             )
             if wrong:
                 raise self._unfit(index, wrong)
+
+    def _empty(self) -> DataError:
+        return DataError(
+            f"split {self.name} is empty",
+            hint="a one-shot generator is exhausted after one pass: return a list or an "
+            "object whose __iter__ starts anew",
+            where=self.name,
+        )
 
     def _unfit(self, index: int, reason: str) -> DataError:
         return DataError(

@@ -15,10 +15,14 @@ from fxcompress.errors import DataError, NumericsError
 
 __all__ = [
     "BUILT_IN",
+    "IGNORED",
     "Metric",
     "accuracy",
+    "call",
     "cosine",
+    "evaluating",
     "main_output",
+    "next_tokens",
     "perplexity",
     "top5",
 ]
@@ -62,7 +66,7 @@ class Metric:
                 f"metric {self.name} needs a split {self.split}", reason=f"the data has {known}"
             )
         extra = {"original": original} if self.needs_original else {}
-        with torch.no_grad(), _evaluating(model), _evaluating(original):
+        with torch.no_grad(), evaluating(model), evaluating(original):
             value: object = self.function(model, data[self.split], **extra)
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
@@ -76,7 +80,7 @@ class Metric:
         return float(value)
 
 
-class _evaluating:
+class evaluating:
     """Put a module into eval mode, and every submodule back into its own mode afterwards."""
 
     def __init__(self, model: Model | None) -> None:
@@ -161,26 +165,44 @@ def perplexity(model: Model, batches: Batches) -> float:
     """
     total, count = 0.0, 0
     for batch, target in batches:
-        named = batch if isinstance(batch, Mapping) else {}
-        tokens = named.get("input_ids") if target is None else target
-        if tokens is None and isinstance(batch, tuple):
-            tokens = batch[0]
-        tokens = _labels(tokens)
-        logits = main_output(call(model, batch))
-        if logits.shape[:-1] != tokens.shape:
-            raise DataError(
-                f"logits {tuple(logits.shape)} and tokens {tuple(tokens.shape)} do not agree",
-                reason="logits are [batch, seq, vocabulary], tokens [batch, seq]",
-            )
-        mask = named.get("attention_mask")
-        if mask is not None:
-            tokens = tokens.masked_fill(mask == 0, IGNORED)
-        following = tokens[:, 1:].flatten()
-        scores = logits[:, :-1].flatten(0, 1).float()
-        total += float(F.cross_entropy(scores, following, ignore_index=IGNORED, reduction="sum"))
+        scores, following = next_tokens(batch, target, main_output(call(model, batch)))
+        total += float(
+            F.cross_entropy(scores.float(), following, ignore_index=IGNORED, reduction="sum")
+        )
         count += int((following != IGNORED).sum())
     mean = total / _counted(count)
     return math.exp(mean) if mean < 700 else math.inf
+
+
+def next_tokens(batch: Any, target: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of each place that predicts a token, and these tokens.
+
+    Args:
+        batch: The inputs; `input_ids` are the tokens of a split without labels, and tokens where
+            `attention_mask` is 0 do not count.
+        target: Tokens `[batch, seq]`, or None.
+        logits: `[batch, seq, vocabulary]`.
+
+    Returns:
+        `[batch · (seq − 1), vocabulary]` and `[batch · (seq − 1)]`, -100 for what does not count.
+
+    Raises:
+        DataError: There are no tokens, or their shape is another.
+    """
+    named = batch if isinstance(batch, Mapping) else {}
+    tokens = named.get("input_ids") if target is None else target
+    if tokens is None and isinstance(batch, tuple):
+        tokens = batch[0]
+    tokens = _labels(tokens)
+    if logits.shape[:-1] != tokens.shape:
+        raise DataError(
+            f"logits {tuple(logits.shape)} and tokens {tuple(tokens.shape)} do not agree",
+            reason="logits are [batch, seq, vocabulary], tokens [batch, seq]",
+        )
+    mask = named.get("attention_mask")
+    if mask is not None:
+        tokens = tokens.masked_fill(mask == 0, IGNORED)
+    return logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
 
 
 def cosine(model: Model, batches: Batches, *, original: Model | None) -> float:

@@ -45,7 +45,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Slices:
+class _Slices(Sequence[Any]):
     """Batches cut from whole tensors, as keyword arguments."""
 
     tensors: Mapping[str, Tensor]
@@ -56,11 +56,12 @@ class _Slices:
         count = len(next(iter(self.tensors.values())))
         return -(-count // self.batch)
 
-    def __iter__(self) -> Iterator[Any]:
-        for start in range(0, len(self) * self.batch, self.batch):
-            rows = slice(start, start + self.batch)
-            batch = {name: tensor[rows] for name, tensor in self.tensors.items()}
-            yield batch if self.target is None else (batch, self.target[rows])
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rows = slice(index * self.batch, (index + 1) * self.batch)
+        batch = {name: tensor[rows] for name, tensor in self.tensors.items()}
+        return batch if self.target is None else (batch, self.target[rows])
 
 
 def from_tensors(

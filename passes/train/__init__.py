@@ -1,0 +1,1 @@
+"""Training: the weights change, the graph does not."""

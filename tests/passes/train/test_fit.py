@@ -1,0 +1,304 @@
+"""The pass `train.fit`: what it decides, replays, resumes and refuses."""
+
+import json
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from fxcompress import compress
+from fxcompress.errors import (
+    DataError,
+    NumericsError,
+    PassError,
+    SelectorError,
+    SpecError,
+    UsageError,
+)
+from fxcompress.ir import capture
+from fxcompress.pipeline import Context, Lock
+from fxcompress.testing import hash_inputs, hash_weights_
+from fxcompress.train.metrics import BUILT_IN
+from passes.train.fit import Fit
+from tests.passes.models import ResNet, image_batches
+from tests.passes.support import apply, seeded
+
+
+class Small(nn.Module):
+    """Two convolutions with batch norms, dropout and a classifier, for 8 x 8 digits."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.conv2, self.bn2 = nn.Conv2d(16, 16, 3, 2, padding=1), nn.BatchNorm2d(16)
+        self.drop, self.fc = nn.Dropout(0.1), nn.Linear(16 * 16, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        return self.fc(self.drop(x.flatten(1)))
+
+
+def digits(size=64, train=1200):
+    raw = load_digits()
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    images = (torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 8 - 1)[order]
+    classes = torch.tensor(raw.target)[order]
+
+    def cut(low, high):
+        pairs = zip(images[low:high].split(size), classes[low:high].split(size), strict=True)
+        return [((x,), y) for x, y in pairs]
+
+    return {"train": cut(0, train), "calibration": cut(0, 128), "eval": cut(1200, 1797)}
+
+
+def small():
+    return capture(seeded(Small), (torch.zeros(2, 1, 8, 8),))
+
+
+def step(**options):
+    defaults = {"epochs": 2, "optimizer": {"use": "AdamW", "lr": 3e-3}}
+    return {"use": "train.fit", **defaults, **options}
+
+
+def run(options=None, *, program=None, data=None, steps=(), **kwargs):
+    steps = [step(**(options or {})), *steps]
+    return compress(
+        program or small(), steps, data=data or digits(), metric=BUILT_IN["accuracy"], **kwargs
+    )
+
+
+def test_a_small_network_learns_the_digits_and_the_history_says_how():
+    result = run({"epochs": 4, "shuffle": "samples", "scheduler": {"use": "CosineAnnealingLR"}})
+    assert result.record.passes[0].metric > 0.95
+    history = result.record.passes[0].decision["history"]
+    assert [each["epoch"] for each in history] == [1, 2, 3, 4]
+    assert [each["step"] for each in history] == [19, 38, 57, 76]
+    assert {each["samples"] for each in history} == {1200}
+    assert history[-1]["loss"] < history[0]["loss"] / 2
+    assert history[-1]["metric"] == result.record.passes[0].metric
+    assert history[-1]["lr"] < 1e-5 < history[0]["lr"]
+    assert len(result.record.passes[0].measured["samples_per_second"]) == 4
+
+
+def test_only_values_change_and_statistics_are_among_them():
+    program = small()
+    result = run({"steps": 3, "epochs": None}, program=program)
+    assert result.record.passes[0].proof.grade == "structure"
+    assert result.record.passes[0].counts == {"set-tensor": 16}
+    assert result.program.text(state=False) == program.text(state=False)
+    before, after = program.state(), result.program.state()
+    assert int(after["bn1.num_batches_tracked"]) == int(before["bn1.num_batches_tracked"]) + 3
+    assert not torch.equal(after["bn1.running_mean"], before["bn1.running_mean"])
+    assert not result.module.training
+    assert all(p.requires_grad and p.grad is None for p in result.module.parameters())
+
+
+def test_what_is_not_selected_stays_bit_identical():
+    program = small()
+    result = run({"epochs": 1, "targets": ["fc.*", "bn2.weight"]}, program=program)
+    changed = set(result.program.fingerprint().changed(program.fingerprint()))
+    statistics = {"bn2.running_mean", "bn2.running_var", "bn2.num_batches_tracked"}
+    assert changed == {"fc.weight", "fc.bias", "bn2.weight", *statistics}
+
+
+def test_frozen_batch_norms_keep_their_statistics():
+    program = small()
+    result = run({"epochs": 1, "batch_norm": "frozen"}, program=program)
+    changed = result.program.fingerprint().changed(program.fingerprint())
+    assert set(changed) == {name for name, _ in program.module.named_parameters()}
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    first, again, other = (run({"epochs": 1}, seed=seed) for seed in (0, 0, 1))
+    assert first.program.fingerprint() == again.program.fingerprint()
+    assert first.lock.passes == again.lock.passes
+    assert first.program.fingerprint() != other.program.fingerprint()
+
+
+def test_a_locked_run_replays_without_training(tmp_path):
+    program = small()
+    result = run(run_dir=tmp_path, program=program)
+    events = []
+    replayed = run(lock=Lock.load(tmp_path), program=program, on_event=events.append)
+    assert replayed.program.fingerprint() == result.program.fingerprint()
+    assert not [event for event in events if event.kind == "progress"]
+
+
+class Killed(BaseException):
+    """What no handler of the pipeline takes for a failure."""
+
+
+def kill_at(step_number):
+    def listen(event):
+        if event.kind == "progress" and event.done == step_number:
+            raise Killed
+
+    return listen
+
+
+@pytest.mark.parametrize("snapshot", [None, 5])
+@pytest.mark.parametrize("at", [7, 19, 33])
+def test_a_killed_run_ends_in_the_same_bytes(tmp_path, at, snapshot):
+    options = {
+        "epochs": 2, "snapshot": snapshot, "keep": "best", "shuffle": "samples",
+        "scheduler": {"use": "CosineAnnealingLR", "warmup": 4},
+    }  # fmt: skip
+    whole = run(options, run_dir=tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(options, run_dir=tmp_path / "killed", on_event=kill_at(at))
+    kept = sorted((tmp_path / "killed/scratch").rglob("training.json"))
+    assert len(kept) == (at > 5 if snapshot else at > 19)
+    resumed = run(options, run_dir=tmp_path / "killed", resume=True)
+    assert resumed.program.fingerprint() == whole.program.fingerprint()
+    for name in ("fxcompress.lock.json", "fxcompress.lock.safetensors", "graph.fxg"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "killed/scratch").exists()
+
+
+def test_a_plan_says_what_will_be_trained_and_checks_the_recipe():
+    decision = apply(Fit, small(), {"epochs": 3}, Context(planning=True)).decision
+    assert decision.pending == (
+        "10 tensors (5,114 parameters): known after training (3 epochs on train)",
+    )
+    for options, message in [
+        ({"optimizer": {"use": "Adamm"}}, "did you mean `Adam`"),
+        ({"optimizer": {"use": "SGD", "momentun": 0.9}}, "did you mean `momentum`"),
+        ({"optimizer": {"use": "LBFGS"}}, "calls the loss several times"),
+        ({"optimizer": {"use": "SGD", "momentum": -1.0}}, "Invalid momentum"),
+        ({"scheduler": {"use": "CosineAnealingLR"}}, "did you mean `CosineAnnealingLR`"),
+        ({"scheduler": {"use": "StepLR"}}, "StepLR needs `step_size`"),
+        ({"scheduler": {"use": "LambdaLR"}}, "torch has no scheduler `LambdaLR`"),
+        ({"scheduler": {"use": "OneCycleLR", "max_lr": 0.1, "warmup": 3}}, "takes no `warmup`"),
+    ]:
+        with pytest.raises(UsageError) as caught:
+            apply(Fit, small(), {"epochs": 3, **options}, Context(planning=True))
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": None}, "say how long to train"),
+        ({"losses": [{"use": "soft_labels"}]}, "say `teacher: original`"),
+        ({"teacher": "original"}, "no loss compares with the teacher"),
+        ({"losses": [{"use": "hard_label"}]}, "unknown `hard_label`"),
+        ({"losses": [{"use": "mse", "smoothing": 0.1}]}, "unknown key"),
+        ({"epoch": 3}, "unknown key"),
+    ],
+)
+def test_options_that_contradict_are_refused(options, message):
+    with pytest.raises(SpecError) as caught:
+        run(options)
+    assert message in str(caught.value)
+
+
+def test_targets_that_match_nothing_are_refused():
+    with pytest.raises(SelectorError, match=r"write `fc\.\*`") as caught:
+        run({"targets": ["fc"]})
+    assert "holds 2 candidates" in str(caught.value)
+    with pytest.raises(SelectorError, match="10 nodes are selected"):
+        run({"expect": 3})
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_keeps_the_last_good_state(tmp_path):
+    data = digits()
+    (x,), y = data["train"][-1]
+    data["train"] = [*data["train"][:-1], ((x * float("nan"),), y)]
+    options = {"shuffle": "none", "snapshot": 10}
+    with pytest.raises(NumericsError, match=r"the loss is nan in step 19, epoch 1") as caught:
+        run(options, data=data, run_dir=tmp_path)
+    assert "step-00000010" in str(caught.value)
+    found = json.loads(next((tmp_path / "scratch").rglob("training.json")).read_text())
+    assert found["step"] == 10
+
+
+def test_data_that_do_not_fit_are_refused():
+    data = digits()
+    with pytest.raises(DataError, match="there is no split tune"):
+        run({"split": "tune"})
+    unlabelled = {**data, "train": [batch for batch, _ in data["train"]]}
+    with pytest.raises(DataError, match="no labels"):
+        run(data=unlabelled)
+    wrong = {**data, "train": [(batch, target + 1) for batch, target in data["train"]]}
+    with pytest.raises(DataError, match="none of the 10 classes"):
+        run(data=wrong)
+
+
+def test_soft_labels_pull_the_model_back_to_the_original():
+    """Other activations are made up for without labels, by following the original."""
+    trained = run({"epochs": 3, "shuffle": "samples"}).program
+    data = digits()
+    data["train"] = [batch for batch, _ in data["train"]]
+    soft = {
+        "teacher": "original",
+        "losses": [{"use": "soft_labels", "temperature": {"from": 4, "to": 1}}],
+        "epochs": 3,
+    }
+    bent = {"use": "tidy.replace_activation", "replace": {"relu": "hardswish"}}
+    result = compress(
+        trained,
+        [bent, step(**soft, optimizer={"use": "AdamW", "lr": 1e-3})],
+        data=data,
+        metric=BUILT_IN["cosine"],
+    )
+    history = result.record.passes[1].decision["history"]
+    assert history[-1]["losses"].keys() == {"soft_labels"}
+    assert result.record.passes[1].metric > result.record.passes[0].metric
+
+
+def test_a_quantised_graph_trains_and_keeps_its_scales():
+    data = digits()
+    steps = [
+        {"use": "tidy.fold_batchnorm"},
+        {"use": "quantize.static", "calibration": 64},
+        step(epochs=1, optimizer={"use": "SGD", "lr": 0.01}),
+    ]
+    result = compress(small(), steps, data=data, metric=BUILT_IN["accuracy"])
+    *_, quantised, trained = result.record.passes
+    assert trained.metric > quantised.metric
+    names = {edit.name for edit in trained.edits}
+    assert names == {f"{layer}.{part}" for layer in ("conv1", "conv2", "fc")
+                     for part in ("weight", "bias")}  # fmt: skip
+
+
+def test_tied_weights_stay_tied():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
+            self.out.weight = self.embed.weight
+
+        def forward(self, ids):
+            return self.out(self.embed(ids).cumsum(1))
+
+    ids = torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(0))
+    program = capture(seeded(Tied), (ids,))
+    context = Context(data={"train": [(ids,)] * 4})
+    options = {"steps": 4, "losses": [{"use": "next_token"}]}
+    done = apply(Fit, program, options, context)
+    assert done.decision.parameters == ("embed.weight",)
+    assert done.program.module.out.weight is done.program.module.embed.weight
+    assert done.decision.history[-1].loss < done.decision.history[0].loss or (
+        len(done.decision.history) == 1
+    )
+
+
+def test_nothing_is_changed_by_a_learning_rate_that_moves_nothing():
+    options = {
+        "epochs": 1, "batch_norm": "frozen", "optimizer": {"use": "SGD", "lr": 1e-30},
+    }  # fmt: skip
+    with pytest.raises(PassError, match="changes nothing"):
+        run(options)
+
+
+@pytest.mark.golden("passes/train/fit")
+def test_golden(golden_graph):
+    program = hash_weights_(capture(ResNet(width=4).eval(), image_batches(1, 2, 3, 8, 8)[0]))
+    batches = [
+        (tuple(hash_inputs(program, {"batch": 4}, seed=seed).values()), torch.arange(4) + seed)
+        for seed in range(2)
+    ]
+    options = {"steps": 2, "optimizer": {"use": "SGD", "lr": 0.05}}
+    golden_graph(apply(Fit, program, options, Context(data={"train": batches})).program)
