@@ -50,7 +50,8 @@ def loss_of(output: Any, target: Any, batch: Batch, probe: torch.Generator | Non
     target = target.to(y.device)
     if target.is_floating_point():
         if target.shape == y.shape:
-            return 0.5 * (y.float() - target.float()).square().flatten(1).sum(1).mean()
+            error: Tensor = (y.float() - target.float()).square().reshape(len(y), -1).sum(1)
+            return 0.5 * error.mean()
     elif y.dim() >= 2 and y.shape[:1] + y.shape[2:] == target.shape:
         return F.cross_entropy(y.float(), target.long())
     elif y.shape[:-1] == target.shape:

@@ -131,7 +131,7 @@ def _distances(rows: Tensor) -> NDArray[np.float64]:
     """Return the sum of Euclidean distances of each row to all rows."""
     count, width = rows.shape
     products = torch.zeros(count, count, dtype=torch.float64, device=rows.device)
-    for part in rows.split(max(1, _CHUNK // count), dim=1) if width else ():
+    for part in torch.split(rows, max(1, _CHUNK // count), dim=1) if width else ():
         columns = part.double()
         products += columns @ columns.T
     squares = products.diagonal()

@@ -114,7 +114,7 @@ def _random(axis: Axis, seed: int) -> NDArray[np.float64]:
 def _divided(scores: NDArray[np.float64], by: str) -> NDArray[np.float64]:
     if by == "none":
         return scores
-    divisor = float({"mean": np.mean, "max": np.max, "sum": np.sum}[by](scores))
+    divisor = {"mean": scores.mean(), "max": scores.max(), "sum": scores.sum()}[by]
     return scores / divisor if divisor > 0 else scores
 
 

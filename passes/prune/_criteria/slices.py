@@ -150,5 +150,15 @@ def finite(scores: NDArray[np.float64], axis: Axis, source: str) -> NDArray[np.f
 
 def reduce(scores: PlaceScores, criterion: Criterion) -> dict[Axis, NDArray[np.float64]]:
     """Return one score per index from those of the places."""
-    how = {"sum": np.sum, "mean": np.mean, "max": np.max, "first": np.sum}[criterion.joined]
-    return {axis: how(np.stack(mine), axis=0) for axis, mine in scores.items()}
+    return {axis: _joined(np.stack(mine), criterion) for axis, mine in scores.items()}
+
+
+def _joined(stacked: NDArray[np.float64], criterion: Criterion) -> NDArray[np.float64]:
+    joined: NDArray[np.float64]
+    if criterion.joined == "max":
+        joined = stacked.max(0)
+    elif criterion.joined == "mean":
+        joined = stacked.mean(0)
+    else:
+        joined = stacked.sum(0)
+    return joined

@@ -71,7 +71,7 @@ def _taps(nodes: Iterable[fx.Node], analysis: Analysis, axis: Axis) -> Iterator[
     for node in dict.fromkeys(nodes):
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and value.is_floating_point():
-            for dim, term in enumerate(analysis.terms(node)):
+            for dim, term in enumerate(analysis.terms(node) or ()):
                 tap = Tap(node, dim, term)
                 if tap.width(axis):
                     yield tap
