@@ -8,7 +8,8 @@ are still to be read at one place of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,23 +84,55 @@ def advance(
     program.module.eval()
     runner = fx.Interpreter(program.module)
     watched = frozenset(watched)
+    constants = _constants(program, watched)
     with torch.no_grad():
         given = list(_leaves(program, batches))
         envs: list[dict[fx.Node, Any]] = [{} for _ in given]
         inputs = [iter(leaves) for leaves in given]
         for node in program.nodes:
-            if node.op == "output":
-                return
+            if node.op == "output" or node in constants:
+                continue
             if node in watched:
+                fixed = _computed(runner, node, constants)
                 for env in envs:
-                    see(node, env)
+                    see(node, ChainMap(env, fixed))
                 after_inputs(node)
+            fixed = _computed(runner, node, constants)
             dead = runner.user_to_last_uses.get(node, ())
             for env, args in zip(envs, inputs, strict=True):
-                runner.env, runner.args_iter = env, args
+                runner.env, runner.args_iter = {**env, **fixed}, args
                 env[node] = runner.run_node(node)
                 for each in dead:
                     env.pop(each, None)
+
+
+def _constants(program: Program, watched: Collection[fx.Node]) -> frozenset[fx.Node]:
+    """Return what depends on no input: weights on their way to a layer change with the weights."""
+    variable: set[fx.Node] = set()
+    for node in program.nodes:
+        known = node.op == "placeholder" or node in watched
+        if known or any(each in variable for each in node.all_input_nodes):
+            variable.add(node)
+    return frozenset(node for node in program.nodes if node not in variable)
+
+
+def _computed(
+    runner: fx.Interpreter, node: fx.Node, constants: Collection[fx.Node]
+) -> dict[fx.Node, Any]:
+    """Return the constants that a node reads, computed from the weights as they are now."""
+    found: dict[fx.Node, Any] = {}
+
+    def compute(constant: fx.Node) -> None:
+        if constant in found or constant not in constants:
+            return
+        for each in constant.all_input_nodes:
+            compute(each)
+        runner.env = found
+        found[constant] = runner.run_node(constant)
+
+    for each in node.all_input_nodes:
+        compute(each)
+    return found
 
 
 def _leaves(program: Program, batches: Iterable[Batch]) -> Iterator[list[Any]]:

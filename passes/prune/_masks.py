@@ -118,8 +118,9 @@ def check_sparse(before: Program, after: Program, decision: SparsityDecision) ->
     old, new = before.state(), after.state()
     touched = {entry.tensor for entry in decision.weights}
     touched |= {alias for alias, name in before.ties.items() if name in touched}
+    touched |= {f"{entry.mask}.mask" for entry in decision.weights if entry.masked}
     for name, tensor in old.items():
-        same = name in touched or name.endswith(".mask") or new.get(name) is tensor
+        same = name in touched or new.get(name) is tensor
         if not same and not torch.equal(new[name], tensor):
             raise PassError(f"{name} changed, and it is not pruned", where=name)
     if decision.pending:

@@ -25,7 +25,7 @@ class Pattern(Protocol):
     def zeros(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return which entries become zero, by weight, from scores `[groups, out, columns]`."""
 
-    def chooser(self, columns: int, fixed: Tensor | None, block: int) -> tuple[Choose, int, int]:
+    def chooser(self, fixed: Tensor | None, block: int) -> tuple[Choose, int, int]:
         """Return how SparseGPT chooses, how many columns at a time, and its block of columns."""
 
 
@@ -62,7 +62,7 @@ class Anywhere:
         flat = scores.flatten()
         return lowest(flat, count_of(ratio, flat.numel())).reshape(scores.shape)
 
-    def chooser(self, columns: int, fixed: Tensor | None, block: int) -> tuple[Choose, int, int]:
+    def chooser(self, fixed: Tensor | None, block: int) -> tuple[Choose, int, int]:
         """Choose in each block of columns; over all blocks the ratio of a matrix is exact."""
         ratio = self.ratio or 0.0
 
@@ -95,7 +95,7 @@ class NOfM:
         """Return all but the `n` highest of every `m` entries."""
         return {name: lowest_of_groups(each, self.n, self.m) for name, each in scores.items()}
 
-    def chooser(self, columns: int, fixed: Tensor | None, block: int) -> tuple[Choose, int, int]:
+    def chooser(self, fixed: Tensor | None, block: int) -> tuple[Choose, int, int]:
         """Choose in each group of `m` columns when it is reached."""
 
         def choose(scores: Tensor, start: int) -> Tensor:

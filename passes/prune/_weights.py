@@ -66,14 +66,12 @@ class Weight:
         tensor: Its canonical name.
         form: Which of its dimensions is what.
         readers: Its layers, in graph order.
-        sources: The `get_attr` nodes that read it; layers that own it have none.
         mask: Path of the mask that it has already.
     """
 
     tensor: str
     form: Form
     readers: tuple[Reader, ...]
-    sources: tuple[fx.Node, ...]
     mask: str | None = None
 
 
@@ -131,9 +129,9 @@ def _weight(
         operand, form, (name, left) = uses[node]
         expert = next(iter(operand.picked.values()), None)
         readers.append(Reader(node, name, left, expert))
-    sources = tuple(node for node in _sources(program) if _tensor(program, node) == tensor)
-    masks = {str(u.target) for source in sources for u in source.users if op_name(u) == "mask"}
-    return Weight(tensor, form, tuple(readers), sources, next(iter(masks), None))
+    sources = (n for n in program.nodes if n.op == "get_attr" and _tensor(program, n) == tensor)
+    masks = (str(u.target) for source in sources for u in source.users if op_name(u) == "mask")
+    return Weight(tensor, form, tuple(readers), next(masks, None))
 
 
 def _obstacle(
@@ -253,10 +251,6 @@ def _reads_a_weight(program: Program, node: fx.Node) -> bool:
     if node.op == "call_module":
         return True
     return any(_follow(program, each) is not None for each in node.all_input_nodes)
-
-
-def _sources(program: Program) -> Iterator[fx.Node]:
-    return (node for node in program.nodes if node.op == "get_attr")
 
 
 def _canonical(program: Program, name: str) -> str:

@@ -1,0 +1,154 @@
+"""Find the zeros of weights by a criterion: magnitude, Wanda or SparseGPT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from passes.prune._calibrate import Env, advance, stream
+from passes.prune._inputs import input_rows
+from passes.prune._masks import pruned_weight
+from passes.prune._select import check_scores
+from passes.prune._sparsegpt import sparsegpt
+from passes.prune._statistics import Gram, Norms
+
+if TYPE_CHECKING:
+    from fxcompress.pipeline.context import Context
+    from passes.prune._job import Job
+    from passes.prune._weights import Weight
+
+__all__ = ["Found", "find"]
+
+# Elements of Hessians that are factored at a time: 512 MiB in double precision.
+_AT_ONCE = 1 << 26
+
+
+@dataclass
+class Found:
+    """Zeros `[groups, out, columns]` by tensor, and what all entries become where computed."""
+
+    zeros: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+
+
+def find(job: Job, context: Context) -> Found:
+    """Return the zeros of every weight of a job.
+
+    Raises:
+        DataError: The calibration split is missing or too small.
+        NumericsError: A NaN or an infinity in weights or in what they are multiplied with.
+    """
+    if job.options.criterion == "sparsegpt":
+        return _SparseGPT(job, context).run()
+    norms = _norms(job, context) if job.options.criterion == "wanda" else {}
+    scores = {weight.tensor: _scores(job, weight, norms) for weight in job.weights}
+    zeros = job.pattern.zeros(scores)
+    # What was pruned before stays so, even where less is asked for now.
+    return Found({name: each | (scores[name] < 0) for name, each in zeros.items()})
+
+
+def _scores(job: Job, weight: Weight, norms: dict[str, Norms]) -> Tensor:
+    """Return `[groups, out, columns]`; what a mask holds at zero is below all others."""
+    value = job.value(weight)
+    scores = weight.form.rows(value if value.dtype == torch.float64 else value.float()).abs()
+    if weight.tensor in norms:
+        measured = norms[weight.tensor]
+        measured.check()
+        scores = scores * measured.sum.sqrt().to(scores)[:, None, :]
+    check_scores(scores, weight.tensor)
+    fixed = job.fixed(weight)
+    return scores if fixed is None else scores.masked_fill(fixed, -1.0)
+
+
+def _norms(job: Job, context: Context) -> dict[str, Norms]:
+    """Return the norms of the columns of every weight's inputs, in the dense model."""
+    norms: dict[str, Norms] = {}
+    readers = job.readers()
+    for weight in job.weights:
+        groups, _, columns = weight.form.rows(job.value(weight)).shape
+        norms[weight.tensor] = Norms(weight.tensor, groups, columns)
+
+    def see(node: fx.Node, env: Env) -> None:
+        weight, reader = readers[node]
+        shape = job.value(weight).shape
+        for groups, rows in input_rows(reader, weight.form, shape, env):
+            norms[weight.tensor].add(groups, rows)
+
+    batches = context.samples("calibration", job.options.calibration)
+    stream(job.scratch.program, batches, readers, see)
+    return norms
+
+
+class _SparseGPT:
+    """Prunes layer after layer, each on what the pruned layers before it give.
+
+    A weight that several layers read is pruned when the last of them is reached, on the inputs of
+    all of them.
+    """
+
+    def __init__(self, job: Job, context: Context) -> None:
+        self.job, self.context = job, context
+        self.readers = job.readers()
+        self.grams: dict[str, Gram] = {}
+        self.found = Found()
+
+    def run(self) -> Found:
+        job = self.job
+        batches = self.context.samples("calibration", job.options.calibration)
+        # The copy is pruned on the way; the decision compares with the weights that were given.
+        values = {each.tensor: job.value(each) for each in job.weights}
+        advance(job.scratch.program, batches, self.readers, self._see, self._prune)
+        for name, value in values.items():
+            job.scratch.set_tensor(name, value, tied=True)
+        return self.found
+
+    def _see(self, node: fx.Node, env: Env) -> None:
+        weight, reader = self.readers[node]
+        value = self.job.value(weight)
+        gram = self.grams.get(weight.tensor)
+        if gram is None:
+            groups, _, columns = weight.form.rows(value).shape
+            gram = self.grams[weight.tensor] = Gram(weight.tensor, groups, columns)
+        for part, rows in input_rows(reader, weight.form, value.shape, env):
+            gram.add(part, rows)
+
+    def _prune(self, node: fx.Node) -> None:
+        weight, reader = self.readers[node]
+        if reader is not weight.readers[-1]:
+            return
+        gram = self.grams.pop(weight.tensor)
+        gram.check()
+        value = self.job.value(weight)
+        check_scores(value, weight.tensor)
+        rows, zeros = self._solve(weight, weight.form.rows(value), gram.sum)
+        self.found.zeros[weight.tensor] = zeros
+        self.found.rows[weight.tensor] = rows
+        made = pruned_weight(weight.form, value, zeros, rows)
+        self.job.scratch.set_tensor(weight.tensor, made, tied=True)
+        self.context.progress("pruning", len(self.found.zeros), len(self.job.weights))
+
+    def _solve(self, weight: Weight, rows: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
+        options, fixed = self.job.options, self.job.fixed(weight)
+        groups, _, columns = rows.shape
+        step = max(1, _AT_ONCE // columns**2)
+        made, zeros = [], []
+        for start in range(0, groups, step):
+            part = slice(start, start + step)
+            held = None if fixed is None else fixed[part]
+            choose, width, block = self.job.pattern.chooser(held, options.block)
+            solved = sparsegpt(
+                rows[part],
+                hessian[part],
+                choose,
+                width=width,
+                block=block,
+                damping=options.damping,
+                name=weight.tensor,
+            )
+            made.append(solved[0])
+            zeros.append(solved[1])
+        # In the weight's own precision, so that what is decided is what the next layers saw.
+        return torch.cat(made).to(rows.dtype), torch.cat(zeros)
