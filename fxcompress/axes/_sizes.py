@@ -97,11 +97,13 @@ class SizeReader:
             content, rest = 1, expression
         symbols: list[str] = []
         shape_env = size.node.shape_env
+        # torch 2.13 renames it, and warns of the old name
+        hint = getattr(shape_env, "guarding_hint_or_throw", None) or shape_env.size_hint
         for factor in rest.args if rest.is_Mul else (rest,):
             base, power = factor.as_base_exp()
             repeat = int(power) if power.is_Integer and power > 0 else 1
             part = base if repeat == power else factor
             name = str(part)
-            self._factors[name] = part, int(shape_env.size_hint(part))
+            self._factors[name] = part, int(hint(part))
             symbols += [name] * repeat
         return int(content), tuple(sorted(symbols))
