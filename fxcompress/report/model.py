@@ -11,6 +11,7 @@ __all__ = [
     "Card",
     "Chart",
     "Edge",
+    "EpochRow",
     "Histogram",
     "ModuleNode",
     "PassRow",
@@ -19,6 +20,7 @@ __all__ = [
     "Report",
     "Status",
     "Totals",
+    "Training",
     "UnionGraph",
     "UnionNode",
 ]
@@ -80,6 +82,36 @@ class PassRow(_Part):
     declined: tuple[DeclinedRow, ...] = ()
     pending: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+class EpochRow(_Part):
+    """One epoch of a training: mean losses, and samples per second where they were measured.
+
+    `place` counts from 0; a pass that trains in several rounds numbers its epochs anew in each.
+    """
+
+    place: int
+    epoch: int
+    step: int
+    loss: float
+    terms: Mapping[str, float]
+    lr: float
+    metric: float | None = None
+    throughput: float | None = None
+
+
+class Training(_Part):
+    """The epochs of one pass; `kept` is the index of the one whose weights it ended with."""
+
+    id: str
+    epochs: tuple[EpochRow, ...]
+    kept: int | None = None
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of the losses, where there are several."""
+        names = tuple(dict.fromkeys(name for row in self.epochs for name in row.terms))
+        return names if len(names) > 1 else ()
 
 
 class UnionNode(_Part):
@@ -229,6 +261,7 @@ class Report(_Part):
     constraints: tuple[ConstraintRow, ...] = ()
     metric_name: str = ""
     passes: tuple[PassRow, ...]
+    trainings: tuple[Training, ...] = ()
     graph: UnionGraph
     charts: tuple[Chart, ...] = ()
     histograms: tuple[Histogram, ...] = ()

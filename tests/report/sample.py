@@ -8,6 +8,7 @@ from fxcompress.report.model import (
     ConstraintRow,
     DeclinedRow,
     Edge,
+    EpochRow,
     Histogram,
     LatencyRow,
     ModuleNode,
@@ -18,6 +19,7 @@ from fxcompress.report.model import (
     Report,
     SensitivityRow,
     Totals,
+    Training,
     UnionGraph,
     UnionNode,
 )
@@ -110,6 +112,14 @@ def report(blocks: int = 2, title: str = "ResNet50 · fold_batchnorm → static"
                     sqnr_db=15.3, cosine=0.99, metric=97.8, seconds=121.7, proof="approximate",
                     summary="54 layers", edits={"add-node": 54, "change-node": 53},
                     notes=("32 batches of calibration",)),
+        ),
+        trainings=(
+            Training(id="fine_tune", kept=1, epochs=tuple(
+                EpochRow(place=n, epoch=n + 1, step=19 * (n + 1), loss=1.5 / (n + 1),
+                         lr=0.01 / (n + 1),
+                         terms={"hard_labels": 1.0 / (n + 1), "soft_labels": 0.5 / (n + 1)},
+                         metric=90.0 + n, throughput=8123.4)
+                for n in range(3))),
         ),
         graph=graph(blocks),
         charts=(

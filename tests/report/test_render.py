@@ -78,7 +78,18 @@ def test_input_is_escaped_everywhere():
 
 @pytest.mark.parametrize(
     "text",
-    ["24.6 MiB", "1 / 2", "4.1e-07", "130.2 dB", "2 min 2 s", "its input", "✗", "25,557,032"],
+    [
+        "8.12 k",
+        "learning rate",
+        "24.6 MiB",
+        "1 / 2",
+        "4.1e-07",
+        "130.2 dB",
+        "2 min 2 s",
+        "its input",
+        "✗",
+        "25,557,032",
+    ],
 )
 def test_figures_stand_in_both_forms(text: str):
     assert text in render_html(report())
@@ -87,7 +98,25 @@ def test_figures_stand_in_both_forms(text: str):
 
 def test_markdown_tables_have_as_many_cells_in_each_row():
     blocks = re.findall(r"(?:^\|.*\n)+", render_markdown(report()), re.M)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         cells = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(cells) == 1
+
+
+def test_a_long_training_is_thinned_in_markdown_and_whole_in_html():
+    sample = report()
+    (training,) = sample.trainings
+    rows = tuple(
+        training.epochs[0].model_copy(update={"place": n, "epoch": n + 1}) for n in range(90)
+    )
+    longer = sample.model_copy(
+        update={"trainings": (training.model_copy(update={"epochs": rows}),)}
+    )
+    shown = re.findall(r"^\| (\d+) \| 19 \|", render_markdown(longer), re.M)
+    assert shown == [str(n + 1) for n in range(0, 90, 5)] + ["90"]
+    html = render_html(longer)
+    assert html.count("<tr><td>") >= 90
+    (points,) = re.findall(r'aria-label="loss of fine_tune[^>]*>.*?points="([^"]*)"', html, re.S)
+    assert len(points.split(" ")) == 90
+    assert "nan" not in points
