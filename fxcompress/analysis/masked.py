@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxcompress.axes import Analysis, Axis, Term, kept
-from fxcompress.axes.terms import axes_of
+from fxcompress.axes.terms import axes_of, mask
 from fxcompress.ir.ops import op_name
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class MaskedReference(fx.Interpreter):
         self._analysis = analysis
         self._keep = {axis: index for axis, index in keep.items() if len(index) < axis.size}
         self._kept: dict[Term, torch.Tensor | None] = {}
+        self._sizes: dict[Axis, int] = {}
         self._groups = {
             constant.node: constant.terms[0]
             for constant in analysis.constants
@@ -50,6 +51,15 @@ class MaskedReference(fx.Interpreter):
 
     def outputs(self, leaves: Sequence[torch.Tensor]) -> list[Any]:
         """Return the flat outputs for one tensor per input, in the order of the signature."""
+        inputs = self._analysis.program.signature.inputs
+        dims = {
+            size: leaf.shape[place]
+            for tensor, leaf in zip(inputs, leaves, strict=True)
+            for place, size in enumerate(tensor.shape)
+            if isinstance(size, str)
+        }
+        self._sizes = self._analysis.dynamic_sizes(dims)
+        self._kept.clear()
         with torch.no_grad():
             return pytree.tree_leaves(self.run(*leaves, enable_io_processing=False))
 
@@ -85,7 +95,8 @@ class MaskedReference(fx.Interpreter):
     def _index(self, term: Term) -> torch.Tensor | None:
         if term not in self._kept:
             touched = any(axis in self._keep for axis in axes_of(term))
-            self._kept[term] = torch.from_numpy(kept(term, self._keep)) if touched else None
+            positions = kept(term, self._keep, self._sizes) if touched else None
+            self._kept[term] = None if positions is None else torch.from_numpy(positions)
         return self._kept[term]
 
     def _select(self, value: Any, terms: Sequence[Term]) -> Any:
@@ -103,7 +114,7 @@ class MaskedReference(fx.Interpreter):
             index = self._index(term)
             if index is not None:
                 shape = list(value.shape)
-                shape[dim] = _size(term)
+                shape[dim] = len(mask(term, {}, self._sizes))
                 whole = value.new_zeros(shape)
                 value = whole.index_copy(dim, index.to(value.device), value)
         return value
@@ -224,9 +235,3 @@ def _gap(wanted: Any, got: Any) -> float:
 
 
 _NORMS = frozenset({"layer_norm", "rms_norm", "group_norm"})
-
-
-def _size(term: Term) -> int:
-    from fxcompress.axes.terms import mask
-
-    return len(mask(term, {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fxcompress.axes._sizes import is_static
 from fxcompress.axes._solver import Dim, Solver, Variable
 from fxcompress.axes.polynomial import Polynomial
 from fxcompress.axes.terms import Axis, Concat, Place, Product, Role, Term, axes_of, polynomial
@@ -17,8 +18,15 @@ _KINDS = ("expert", "kv_group", "head", "head_width", "residual", "embedding", "
 class Resolver:
     """Turns dims into terms; each free or frozen variable becomes one Axis."""
 
-    def __init__(self, solver: Solver, roles: Mapping[tuple[str, int], Role]) -> None:
+    def __init__(
+        self,
+        solver: Solver,
+        roles: Mapping[tuple[str, int], Role],
+        defaults: Mapping[str, int],
+    ) -> None:
         self._solver = solver
+        self._defaults = defaults
+        solver.sizes.fill_in(defaults)
         self._roles = roles
         self._axes: dict[Variable, Axis] = {}
         self._terms: dict[Dim, Term] = {}
@@ -37,6 +45,18 @@ class Resolver:
         if found is None:
             factors = tuple(map(self._factor, dim))
             found = self._terms[dim] = factors[0] if len(factors) == 1 else Product(factors)
+        return found
+
+    def dynamic_sizes(self, dims: Mapping[str, int]) -> dict[Axis, int]:
+        """Return the size of every dynamic axis at given values of the dynamic symbols."""
+        sizes = self._solver.sizes
+        sizes.fill_in({**self._defaults, **dims})
+        found = {
+            axis: sizes.value(variable.size)
+            for variable, axis in self._axes.items()
+            if not is_static(variable.size)
+        }
+        sizes.fill_in(self._defaults)
         return found
 
     def size(self, dims: tuple[Dim, ...]) -> Polynomial:

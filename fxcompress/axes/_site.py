@@ -165,7 +165,13 @@ class Site:
             self.literals.append(Literal(self.node, name, None, tuple(parts), "sections", axis))
 
     def bound(
-        self, name: str, dims: tuple[Dim, ...], index: int | None, form: str, *, negative: bool = False
+        self,
+        name: str,
+        dims: tuple[Dim, ...],
+        index: int | None,
+        form: str,
+        *,
+        negative: bool = False,
     ) -> None:
         """Say that a slice bound or an index is the size of what lies before (or after) it."""
         if any(not self.solver.is_frozen(dim) for dim in dims):

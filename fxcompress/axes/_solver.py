@@ -271,9 +271,7 @@ class Solver:
                 if at == 0:
                     return self.join(before), self.join(joined.parts[place:])
                 first, second = self._cut(part, at)
-                return self.join([*before, first]), self.join(
-                    [second, *joined.parts[place + 1 :]]
-                )
+                return self.join([*before, first]), self.join([second, *joined.parts[place + 1 :]])
             before.append(part)
             at -= size
         return self.join(before), self._nothing()

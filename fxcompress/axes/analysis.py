@@ -140,6 +140,11 @@ class Analysis:
             result = result * polynomial(term)
         return result
 
+    def dynamic_sizes(self, dims: Mapping[str, int]) -> dict[Axis, int]:
+        """Return the sizes that dynamic axes have at given dynamic dims (`{"batch": 3}`)."""
+        symbols = {self.program.dims[name].symbol: size for name, size in dims.items()}
+        return self._resolver.dynamic_sizes(symbols)
+
     @cached_property
     def sizes(self) -> dict[int, int]:
         """The size of every free axis by id, for `Polynomial.at`."""
@@ -177,13 +182,11 @@ class _Reader:
         for node in self.program.nodes:
             self._node(node)
         tag_attention(self.program, self.values, self.solver)
-        self.solver.sizes.fill_in(
-            {
-                dim.symbol: 1 if name == "batch" else dim.example
-                for name, dim in self.program.dims.items()
-            }
-        )
-        resolver = Resolver(self.solver, self.site.roles)
+        defaults = {
+            dim.symbol: 1 if name == "batch" else dim.example
+            for name, dim in self.program.dims.items()
+        }
+        resolver = Resolver(self.solver, self.site.roles, defaults)
         for name, dims in self.state.items():
             resolver.add_tensor(name, dims, isinstance(self.tensors[name], nn.Parameter))
         free, frozen = resolver.finish()
@@ -193,9 +196,7 @@ class _Reader:
             frozen=frozen,
             unknown=self.unknown,
             constants=tuple(_constant(each, resolver) for each in self.site.literals),
-            spans={
-                node: tuple(map(resolver.term, dims)) for node, dims in self.site.spans.items()
-            },
+            spans={node: tuple(map(resolver.term, dims)) for node, dims in self.site.spans.items()},
             _values=self.values,
             _state=self.state,
             _products=tuple(self.site.products),
@@ -267,5 +268,3 @@ def _holds_tensor(value: Any) -> bool:
 def _constant(each: SizeLiteral, resolver: Resolver) -> Constant:
     terms = tuple(map(resolver.term, each.dims))
     return Constant(each.node, each.name, each.index, terms, each.form, each.axis, each.negative)
-
-

@@ -79,6 +79,7 @@ class Concat:
 
 
 Term: TypeAlias = Axis | Product | Concat
+_NO_SIZES: Mapping[Axis, int] = {}
 
 
 @dataclass(frozen=True)
@@ -119,28 +120,36 @@ def polynomial(term: Term) -> Polynomial:
     return result
 
 
-def mask(term: Term, keep: Mapping[Axis, NDArray[np.int64]]) -> NDArray[np.bool_]:
-    """Return, for each position along a dimension, whether it stays."""
+def mask(
+    term: Term, keep: Mapping[Axis, NDArray[np.int64]], sizes: Mapping[Axis, int] = _NO_SIZES
+) -> NDArray[np.bool_]:
+    """Return, for each position along a dimension, whether it stays.
+
+    `sizes` gives dynamic axes the size they have in a run.
+    """
     if isinstance(term, Axis):
-        chosen = np.zeros(term.size, dtype=bool)
+        chosen = np.zeros(sizes.get(term, term.size), dtype=bool)
         chosen[keep.get(term, slice(None))] = True  # type: ignore[call-overload]
         return chosen
     if isinstance(term, Concat):
-        return np.concatenate([mask(part, keep) for part in term.parts])
+        return np.concatenate([mask(part, keep, sizes) for part in term.parts])
     result = np.ones(1, dtype=bool)
     for factor in term.factors:
-        result = np.logical_and.outer(result, mask(factor, keep)).ravel()
+        result = np.logical_and.outer(result, mask(factor, keep, sizes)).ravel()
     return result
 
 
-def kept(term: Term, keep: Mapping[Axis, NDArray[np.int64]]) -> NDArray[np.int64]:
+def kept(
+    term: Term, keep: Mapping[Axis, NDArray[np.int64]], sizes: Mapping[Axis, int] = _NO_SIZES
+) -> NDArray[np.int64]:
     """Return the positions along a dimension that stay when axes keep only some indices.
 
     Args:
         term: The dimension.
         keep: Axis -> its kept indices, ascending. Other axes stay whole.
+        sizes: The sizes of dynamic axes where they are not those of `Axis.size`.
     """
-    return np.flatnonzero(mask(term, keep)).astype(np.int64)
+    return np.flatnonzero(mask(term, keep, sizes)).astype(np.int64)
 
 
 def positions(term: Term, axis: Axis) -> NDArray[np.int64]:

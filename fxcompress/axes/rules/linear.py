@@ -255,7 +255,9 @@ def tensordot(site: Site) -> Value:
     if isinstance(dims, int):
         over = ([*range(len(left) - dims, len(left))], [*range(dims)])
     else:
-        over = tuple([d % len(o) for d in each] for each, o in zip(dims, (left, right), strict=True))  # type: ignore[assignment]
+        over = tuple(
+            [d % len(o) for d in each] for each, o in zip(dims, (left, right), strict=True)
+        )  # type: ignore[assignment]
     for a, b in zip(*over, strict=True):
         site.solver.unify(left[a], right[b])
     site.multiply(*left, *(d for i, d in enumerate(right) if i not in over[1]))

@@ -136,12 +136,10 @@ def additive(site: Site) -> Value:
 
 def statistic(site: Site) -> Value:
     """Means, extrema and the like: what is removed must not count."""
-    if site.has("other"):
-        return site.broadcast([site.dims("input"), site.dims("other")])
+    for name in ("other", "dim"):  # max(a, b): the second operand stands where a dim would
+        if site.has(name):
+            return site.broadcast([site.dims("input"), site.dims(name)])
     dims = site.dims("input")
-    other = site.args.get("other")
-    if site.args.get("dim") is None and isinstance(other, int) and not isinstance(other, bool):
-        site.args["dim"] = other  # max(input, dim) binds its second argument as `other`
     over = _over(site, dims)
     site.span(*(dims[i] for i in over))
     return _result(site, _reduced(site, dims, over))

@@ -92,9 +92,7 @@ def recurrent(site: Site) -> Value:
     return (output, last)
 
 
-def _gates(
-    site: Site, suffix: str, gates: int, source: Dim, hidden: Dim, projected: Dim
-) -> None:
+def _gates(site: Site, suffix: str, gates: int, source: Dim, hidden: Dim, projected: Dim) -> None:
     solver = site.solver
     stacked = solver.join([hidden] * gates)
     for name, columns in (("weight_ih", source), ("weight_hh", projected)):

@@ -74,7 +74,9 @@ def squeeze(site: Site) -> Value:
     sizes = [site.solver.size(dim) for dim in dims]
     if over is None or over == ():
         return [dim for dim, size in zip(dims, sizes, strict=True) if size != ONE]
-    chosen = {site.axis(d, len(dims)) for d in (over if isinstance(over, (tuple, list)) else (over,))}
+    chosen = {
+        site.axis(d, len(dims)) for d in (over if isinstance(over, (tuple, list)) else (over,))
+    }
     return [dim for i, dim in enumerate(dims) if not (i in chosen and sizes[i] == ONE)]
 
 
