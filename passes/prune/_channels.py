@@ -1,0 +1,244 @@
+"""What `prune.channels` decides: axes, scores, sizes, and the indices that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxcompress.axes import Analysis, Axis, analyze
+from fxcompress.errors import UsageError
+from fxcompress.pipeline.proofs import has_values
+from fxcompress.rewrite.edits import Declined
+from passes.prune._budget import Goal, check_scores, keep_best, spend, spend_evenly
+from passes.prune._budget_sizes import Limits
+from passes.prune._compensate import Compensated, compensate
+from passes.prune._criteria import score, unscorable
+from passes.prune._shrink import KEEP, VALUE, shrunk
+from passes.prune._sizes import Start, sizes_asked_for
+from passes.prune._targets import Chosen, choose
+from passes.prune.channels import AxisEntry, ChannelsDecision, CostFigures
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+    from fxcompress.pipeline.context import Context
+    from passes.prune.channels import ChannelsOptions
+
+__all__ = ["decide"]
+
+_IN_UNITS_OF_LOSS: Final = frozenset({"taylor", "fisher", "obd"})
+
+Scores = dict[Axis, NDArray[np.float64]]
+
+
+def decide(program: Program, options: ChannelsOptions, context: Context) -> ChannelsDecision:
+    """Return the decision of `prune.channels`."""
+    analysis = analyze(program, signature=options.signature)
+    chosen = _scorable(program, choose(analysis.axes, analysis.frozen, options), options)
+    start = Start.of(context, analysis)
+    task = _Task(program, analysis, chosen.axes, options, start)
+    unread = context.planning and (options.criterion.needs_data or not has_values(program))
+    if unread:
+        sizes = task.guess()
+        what = "after calibration" if options.criterion.needs_data else "after reading weights"
+        pending: tuple[str, ...] = (f"which indices stay: known {what}",)
+        if options.is_global:
+            pending += (f"how many of each axis stay: known {what}; shown as the same part of all",)
+        keep = {axis: np.arange(size, dtype=np.int64) for axis, size in sizes.items()}
+        return task.decision(sizes, {}, keep, chosen.declined, (*pending, *task.later))
+    scores = score(program, analysis, chosen.axes, options.criterion, context)
+    check_scores(scores)
+    if options.budget is not None and options.budget.latency is not None:
+        if context.planning:
+            sizes = task.guess()
+            pending = ("how many indices stay: known after measuring latency", *task.later)
+            return task.decision(sizes, scores, keep_best(scores, sizes), chosen.declined, pending)
+        from passes.prune._latency import meet
+
+        sizes = meet(task, options.budget.latency, scores, context)
+    else:
+        sizes = task.sizes(scores)
+    keep = keep_best(scores, sizes)
+    if context.planning:
+        return task.decision(sizes, scores, keep, chosen.declined, task.later)
+    made = task.compensated(keep, context)
+    decision = task.decision(sizes, scores, keep, (*chosen.declined, *made.declined))
+    values = {f"{VALUE}{name}": value for name, value in made.values.items()}
+    return decision.model_copy(update={"arrays": {**decision.arrays, **values}})
+
+
+def _scorable(program: Program, chosen: Chosen, options: ChannelsOptions) -> Chosen:
+    """Return the axes that the criterion applies to; the others are declined.
+
+    Raises:
+        UsageError: It applies to none.
+    """
+    without = unscorable(program, chosen.axes, options.criterion)
+    axes = tuple(axis for axis in chosen.axes if axis not in without)
+    if not axes:
+        raise UsageError(
+            f"the criterion {options.criterion.label} applies to none of the selected axes",
+            reason="; ".join(f"{axis}: {reason}" for axis, reason in list(without.items())[:3]),
+            hint="choose another criterion, or other axes",
+        )
+    more = (Declined(node=axis.name, reason=reason) for axis, reason in without.items())
+    return Chosen(axes, (*chosen.declined, *more))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One pruning of one program: everything but the scores."""
+
+    program: Program
+    analysis: Analysis
+    axes: tuple[Axis, ...]
+    options: ChannelsOptions
+    start: Start
+
+    @property
+    def limits(self) -> Limits:
+        """What bounds the sizes."""
+        given = self.options.round_to
+        multiples = {"": given} if isinstance(given, int) else dict(given)
+        if "default" in multiples:
+            multiples[""] = multiples.pop("default")
+        return Limits(multiples, self.options.min_keep, self.options.max_ratio)
+
+    def sizes(self, scores: Mapping[Axis, NDArray[np.float64]]) -> dict[Axis, int]:
+        """Return the size of each axis that the options ask for, given scores.
+
+        Raises:
+            UsageError: They cannot be had.
+        """
+        if self.options.is_global:
+            return self.cheapest(self._goals(), scores)
+        return self.guess()
+
+    def cheapest(
+        self, goals: list[Goal], scores: Mapping[Axis, NDArray[np.float64]]
+    ) -> dict[Axis, int]:
+        """Return sizes that meet goals, with the indices of all axes compared by score."""
+        weighed = self._weighed(scores, goals)
+        return spend(self.axes, weighed, goals, self.limits, self.analysis.sizes)
+
+    def _weighed(
+        self, scores: Mapping[Axis, NDArray[np.float64]], goals: list[Goal]
+    ) -> Mapping[Axis, NDArray[np.float64]]:
+        """Return scores in one unit: those that are not in units of the loss, times their cost.
+
+        Relative scores say nothing of how much a whole axis matters: an index of the residual
+        stream, which many layers read, would be as cheap to lose as one of a bottleneck. What it
+        costs is the estimate of that, so that at first the price of an index is its score.
+        """
+        criterion = self.options.criterion
+        if criterion.factory is not None or criterion.name in _IN_UNITS_OF_LOSS:
+            return scores
+        sizes = self.analysis.sizes
+        slopes = [(goal.cost.gradient(sizes), goal.whole or 1.0) for goal in goals]
+        return {
+            axis: values * sum(slope.get(axis.id, 0.0) / whole for slope, whole in slopes)
+            for axis, values in scores.items()
+        }
+
+    def evenly(self, goals: list[Goal]) -> dict[Axis, int]:
+        """Return sizes that meet goals, with the same part of each axis removed."""
+        return spend_evenly(self.axes, goals, self.limits, self.analysis.sizes)
+
+    def guess(self) -> dict[Axis, int]:
+        """Return sizes that need no scores: exact where each axis is cut by itself."""
+        options = self.options
+        if options.budget is None and not options.is_global:
+            return sizes_asked_for(self.axes, options, self.limits, self.start)
+        if options.budget is not None and options.budget.latency is not None:
+            latency = options.budget.latency
+            return self.evenly([self.macs_goal(latency.value if latency.relative else 1.0)])
+        return self.evenly(self._goals())
+
+    @property
+    def later(self) -> tuple[str, ...]:
+        """What only a run can know of the compensation."""
+        if self.options.compensation.method == "none":
+            return ()
+        return ("values of the layers that read what goes: known after calibration",)
+
+    def compensated(self, keep: Mapping[Axis, NDArray[np.int64]], context: Context) -> Compensated:
+        """Return the values that make up for what goes."""
+        if self.options.compensation.method == "none":
+            return Compensated()
+        pruned = shrunk(self.program, self.analysis, keep)
+        return compensate(
+            self.program, pruned, self.analysis, keep, self.options.compensation, context
+        )
+
+    def macs_goal(self, share: float) -> Goal:
+        """Return the goal of a share of the MACs."""
+        whole = float(self.start.costs.macs)
+        return Goal("macs", self.analysis.macs, share * whole, whole)
+
+    def _goals(self) -> list[Goal]:
+        budget = self.options.budget
+        if budget is None:
+            ratio = self.options.ratio
+            assert isinstance(ratio, float), "the options allow no other amount"
+            return [self.start.indices_goal(self.axes, ratio)]
+        goals = []
+        for name in ("macs", "parameters", "bytes"):
+            amount = getattr(budget, name)
+            if amount is not None:
+                whole = float(getattr(self.start.costs, name))
+                cost = getattr(self.analysis, name)
+                goals.append(Goal(name, cost, amount.of(whole), whole, str(amount)))
+        return goals
+
+    def decision(
+        self,
+        sizes: Mapping[Axis, int],
+        scores: Mapping[Axis, NDArray[np.float64]],
+        keep: Mapping[Axis, NDArray[np.int64]],
+        declined: tuple[Declined, ...],
+        pending: tuple[str, ...] = (),
+    ) -> ChannelsDecision:
+        """Return the decision that sizes and indices come to."""
+        before = self.analysis.sizes
+        after = {**before, **{axis.id: size for axis, size in sizes.items()}}
+        cut = {axis: indices for axis, indices in keep.items() if len(indices) < axis.size}
+        return ChannelsDecision(
+            axes=tuple(
+                AxisEntry(
+                    name=axis.name,
+                    kind=axis.kind,
+                    size=axis.size,
+                    kept=sizes[axis],
+                    lost=_lost(scores.get(axis), keep[axis]),
+                    statistics=axis.statistics,
+                )
+                for axis in self.axes
+            ),
+            before=costs_at(self.analysis, before),
+            after=costs_at(self.analysis, after),
+            unknown=dict(self.analysis.unknown),
+            declined=declined,
+            signature=self.options.signature,
+            pending=pending,
+            arrays={f"{KEEP}{axis.name}": indices for axis, indices in cut.items()},
+        )
+
+
+def costs_at(analysis: Analysis, sizes: Mapping[int, int]) -> CostFigures:
+    """Return what a program costs at axis sizes."""
+    return CostFigures(
+        macs=analysis.macs.at(sizes),
+        parameters=analysis.parameters.at(sizes),
+        bytes=analysis.bytes.at(sizes),
+    )
+
+
+def _lost(scores: NDArray[np.float64] | None, kept: NDArray[np.int64]) -> float | None:
+    """Return which part of the total score goes, rounded so that it reads and diffs well."""
+    if scores is None:
+        return None
+    total = float(scores.sum())
+    return round(1 - float(scores[kept].sum()) / total, 6) if total else 0.0

@@ -1,0 +1,117 @@
+"""Shrink a Program as a decision says, and check that nothing else happened to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fxcompress.axes import Analysis, Axis, analyze, kept
+from fxcompress.axes.terms import axes_of
+from fxcompress.errors import PassError
+from fxcompress.rewrite import GraphRewriter
+from fxcompress.rewrite.shrink import shrink
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+    from passes.prune.channels import ChannelsDecision
+
+__all__ = ["KEEP", "VALUE", "apply", "check", "shrunk"]
+
+KEEP, VALUE = "keep/", "value/"
+"""Prefixes of a decision's arrays: kept indices by axis, and new values by tensor."""
+
+Keep = dict[Axis, NDArray[np.int64]]
+
+
+def shrunk(program: Program, analysis: Analysis, keep: Mapping[Axis, NDArray[np.int64]]) -> Program:
+    """Return a Program that keeps only some indices of some axes."""
+    rewriter = GraphRewriter(program)
+    with torch.no_grad():
+        shrink(rewriter, analysis, keep)
+        return rewriter.finish()
+
+
+def apply(rewriter: GraphRewriter, decision: ChannelsDecision) -> None:
+    """Shrink the axes of a decision, and set what was compensated.
+
+    Raises:
+        PassError: The decision is about other axes than the Program has.
+    """
+    for declined in decision.declined:
+        rewriter.decline(declined.node, declined.reason, declined.because_of)
+    for op, count in decision.unknown.items():
+        nodes = "1 node" if count == 1 else f"{count} nodes"
+        rewriter.decline(op, f"an op without a rule, in {nodes}: what it touches stays whole")
+    analysis = analyze(rewriter.before, signature=decision.signature)
+    shrink(rewriter, analysis, _keep(analysis, decision))
+    for name, value in _arrays(decision, VALUE).items():
+        rewriter.set_tensor(name, torch.as_tensor(value), tied=True)
+
+
+def check(before: Program, after: Program, decision: ChannelsDecision) -> None:
+    """Check that every tensor is what was kept of it, and no other changed.
+
+    Raises:
+        PassError: One is not.
+    """
+    analysis = analyze(before, signature=decision.signature)
+    keep = _keep(analysis, decision)
+    new, compensated = after.state(), _arrays(decision, VALUE)
+    for name, old in before.state().items():
+        now = new.get(name)
+        if now is None or before.ties.get(name, name) in compensated:
+            continue
+        expected = _sliced(old, analysis, name, keep)
+        same = now is expected or (now.shape == expected.shape and _equal(now, expected))
+        if not same and (isinstance(old, torch.nn.Parameter) or expected is not old):
+            raise PassError(
+                f"{name} is not what was kept of it",
+                reason=f"it should be {tuple(expected.shape)} of {tuple(old.shape)}, bit by bit; "
+                f"it is {tuple(now.shape)}",
+                where=name,
+            )
+
+
+def _keep(analysis: Analysis, decision: ChannelsDecision) -> Keep:
+    found: Keep = {}
+    for name, indices in _arrays(decision, KEEP).items():
+        axis = analysis.axis(name)
+        entry = next((each for each in decision.axes if each.name == name), None)
+        if entry is None or entry.size != axis.size or len(indices) != entry.kept:
+            raise PassError(
+                f"the decision does not fit {name}",
+                reason=f"it has {axis.size} indices here, and another number was decided on",
+                hint="run without --locked to decide again",
+                where=name,
+            )
+        found[axis] = np.asarray(indices, dtype=np.int64)
+    return found
+
+
+def _arrays(decision: ChannelsDecision, prefix: str) -> dict[str, Any]:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in decision.arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _sliced(
+    tensor: torch.Tensor, analysis: Analysis, name: str, keep: Mapping[Axis, NDArray[np.int64]]
+) -> torch.Tensor:
+    """Return what stays of a tensor; the tensor itself if that is all of it."""
+    for dim, term in enumerate(analysis.places(name)):
+        if any(axis in keep for axis in axes_of(term)):
+            index = torch.from_numpy(kept(term, keep)).to(tensor.device)
+            tensor = tensor.detach().index_select(dim, index)
+    return tensor
+
+
+def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if left.is_meta or right.is_meta:
+        return left.is_meta == right.is_meta
+    return bool(torch.equal(left, right))
