@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fxcompress.axes import Axis
 from fxcompress.errors import UsageError
@@ -55,9 +56,10 @@ def _checked(found: Any, axis: Axis, text: str) -> NDArray[np.float64]:
             hint="return scores for every axis in `axes`, by `axis.name`",
             where="criterion",
         )
-    tensor = found.detach().cpu() if hasattr(found, "detach") else found
+    if isinstance(found, Tensor):
+        found = found.detach().double().cpu().numpy()
     try:
-        numbers = np.array(tensor, dtype=np.float64)
+        numbers = np.array(found, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise UsageError(
             f"{text} gave no numbers for axis {axis}", reason=str(error), where="criterion"
