@@ -150,7 +150,9 @@ class FitConfig(_Part):
         "samples, or keep the split's order.",
     )
     losses: tuple[LossConfig, ...] = Field(
-        default=(), description="Terms that are added up; by default `hard_labels` alone."
+        default=(),
+        strict=False,
+        description="Terms that are added up; by default `hard_labels` alone.",
     )
     optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(), description="An optimiser of `torch.optim` and its options."
