@@ -1,8 +1,8 @@
 """Multiply-accumulates per op: one rule per row of `RULES`.
 
 A rule takes a node and its operands' traced values and returns MACs; it agrees with
-`torch.utils.flop_counter`, which counts two operations per MAC. Ops of the op table without a rule
-multiply no matrices and cost none.
+`torch.utils.flop_counter`, which counts two operations per MAC (and none for grouped products, which
+it does not know). Ops of the op table without a rule multiply no matrices and cost none.
 """
 
 from collections.abc import Callable, Mapping
@@ -61,6 +61,12 @@ def _matmul(node: fx.Node, module: nn.Module | None) -> Expr:
 def _added_matmul(node: fx.Node, module: nn.Module | None) -> Expr:
     left = _operand(node, 1, "mat1", "batch1", "vec1", "mat")
     return elements(_output(node)) * size(left.shape[-1])
+
+
+def _grouped_matmul(node: fx.Node, module: nn.Module | None) -> Expr:
+    # [rows, k] × [groups, k, n]: each row meets the matrix of its group
+    left, right = _operand(node, 0, "mat_a"), _operand(node, 1, "mat_b")
+    return elements(left) * size(right.shape[-1])
 
 
 def _einsum(node: fx.Node, module: nn.Module | None) -> Expr:
@@ -129,6 +135,7 @@ RULES: Mapping[str, Rule] = {
     "baddbmm": _added_matmul,
     "addmv": _added_matmul,
     "einsum": _einsum,
+    "grouped_mm": _grouped_matmul,
     "sdpa": _attention,
     "lstm": _recurrent,
     "gru": _recurrent,

@@ -58,6 +58,8 @@ class MaskedReference(fx.Interpreter):
             for place, size in enumerate(tensor.shape)
             if isinstance(size, str)
         }
+        for node in self._analysis.program.nodes:
+            self._analysis.nested_terms(node)  # terms are made on first use, with their axes
         self._sizes = self._analysis.dynamic_sizes(dims)
         self._kept.clear()
         with torch.no_grad():

@@ -89,5 +89,6 @@ def _after(node: fx.Node) -> fx.Node | None:
 
 
 def _passes(node: fx.Node) -> bool:
-    spec = op_spec(op_name(node))
-    return spec is not None and (spec.elementwise or spec.shape_only)
+    name = op_name(node)
+    spec = op_spec(name)
+    return spec is not None and (spec.elementwise or spec.shape_only or name in ("max", "min"))
