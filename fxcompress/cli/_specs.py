@@ -79,5 +79,5 @@ def load_programs(run: Path) -> tuple[RunRecord, Program, Program]:
             hint="finish it with `fxcompress run SPEC --resume`",
         )
     checkpoints = Checkpoints(run / "checkpoints")
-    found = checkpoints.completed(record.steps)
+    found = checkpoints.completed(record.course)
     return record, checkpoints.load(found[0]), checkpoints.load(found[-1])

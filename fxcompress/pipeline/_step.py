@@ -71,7 +71,8 @@ class StepRunner:
             rewriter = rewritten(step, program, decision)
         after = rewriter.program
         self.digests.check_untouched(program, step)
-        refuse_no_change(step, rewriter)
+        if step.round is None:
+            refuse_no_change(step, rewriter)
         after.verify()
         proofs.check_finite(after, proofs.changed_tensors(rewriter.edits))
         step.pass_.ensures(program, after, decision)
@@ -88,6 +89,12 @@ class StepRunner:
         }
         record = record.model_copy(update=measured)
         return Applied(after, record, entry, decision)
+
+    def go_back(self, program: Program, cost: CostSummary) -> None:
+        """Go on from an earlier Program."""
+        self.digests.take(program)
+        self.probing.measure(program)
+        self.cost = cost
 
     def _decision(self, step: Step, program: Program) -> Decision:
         if self.lock is not None:

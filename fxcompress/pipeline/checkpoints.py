@@ -14,6 +14,7 @@ A checkpoint appears as a whole (written aside, synced, renamed) or not at all.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,20 @@ class Checkpoints:
             write_text(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
         # Identities stay valid only for as long as the tensors live.
         self._where, self._alive = known, {id(t): t for t in state.values()}
+
+    def remove(self, index: int, step: str) -> None:
+        """Remove the checkpoint of a pass that was undone.
+
+        Raises:
+            RunFolderError: It cannot be removed.
+        """
+        folder = self.folder / f"{index:02d}-{step}"
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise RunFolderError(
+                "a checkpoint cannot be removed", reason=str(error), where=str(folder)
+            ) from error
 
     def completed(self, steps: Sequence[str]) -> list[Checkpoint]:
         """Return the original's checkpoint and those of the leading steps that are complete.

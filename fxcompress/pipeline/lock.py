@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,13 @@ class Lock(_Part):
         grown = self.model_copy(update={"passes": (*self.passes, entry), "data": data_locks(data)})
         grown._arrays = {**self._arrays, **{f"{entry.id}/{k}": v for k, v in arrays.items()}}
         return grown
+
+    def without(self, steps: Collection[str]) -> Lock:
+        """Return a lock that does not hold these passes' decisions."""
+        passes = tuple(entry for entry in self.passes if entry.id not in steps)
+        less = self.model_copy(update={"passes": passes})
+        less._arrays = {k: v for k, v in self._arrays.items() if k.partition("/")[0] not in steps}
+        return less
 
     def decision(self, step: Step) -> Decision:
         """Return the decision that was locked for a step.

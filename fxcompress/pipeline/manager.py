@@ -20,6 +20,15 @@ from fxcompress.pipeline.checkpoints import Checkpoints
 from fxcompress.pipeline.lock import Lock, data_now
 from fxcompress.pipeline.proofs import Digests, check_finite, has_values
 from fxcompress.pipeline.records import RunRecord
+from fxcompress.pipeline.rounds import (
+    Stop,
+    can_be_undone,
+    check_metric,
+    earlier,
+    expanded,
+    stop_of,
+    without,
+)
 from fxcompress.pipeline.run_folder import RunFolder
 from fxcompress.pipeline.steps import Event, OnEvent, Pipeline, Step
 
@@ -84,7 +93,7 @@ def execute(
         FxCompressError: A check, a pass or the folder failed. The run folder keeps the last good
             state and, in `failure/`, what reproduces the error.
     """
-    pipeline = Pipeline(tuple(steps))
+    pipeline = Pipeline(expanded(steps))
     with ExitStack() as stack:
         folder: RunFolder | None = None
         if isinstance(run_dir, RunFolder):
@@ -119,15 +128,23 @@ class _Run:
                 reason="they are on the meta device",
                 hint="load weights, or use `plan`, which needs none",
             )
+        check_metric(self.pipeline, self.context.metric)
         self.original.verify()
         check_finite(self.original)
         digests = Digests()
         identity = Identity.of(self.original, self.pipeline, self.context, digests)
+        whole = self.pipeline
+        if lock is not None:
+            kept = without(whole, {entry.id for entry in lock.passes})
+            self.pipeline = Pipeline(kept)
         self._check_lock(identity, lock)
         if plan is not None:
-            plan.check(identity.lock(), self.pipeline)
+            plan.check(identity.lock(), whole)
         original_cost = cost(self.original).summary()
-        record = identity.record(self.pipeline, original_cost)
+        record = identity.record(whole, original_cost)
+        taken = {step.id for step in self.pipeline}
+        left = {step.id: "it is not in the lock" for step in whole if step.id not in taken}
+        record = record.model_copy(update={"stopped": left})
         probing = Probing.of(self.original, self.context)
         program, record, made = self._begin(record, identity.lock(), documents)
         self._check_resumed(made, lock)
@@ -143,11 +160,22 @@ class _Run:
             name = self.context.metric.name
             record = record.model_copy(update={"original_metric": measured, "metric_name": name})
         runner = StepRunner(self.context, digests, probing, record.result, lock)
-        for index, step in enumerate(self.pipeline, start=1):
-            if index <= len(record.passes):
-                self._clear_scratch(index, step)
-                self._tell("resume", index, step)
-                continue
+        for index, step in enumerate(self.pipeline.steps[: len(record.passes)], start=1):
+            self._clear_scratch(index, step)
+            self._tell("resume", index, step)
+        mark: tuple[int, Program] | None = None
+        while True:
+            stop = stop_of(self.pipeline.steps, record, self.context.metric) if not lock else None
+            if stop is not None:
+                program, record, made = self._undo(stop, runner, mark, record, made)
+            index = len(record.passes) + 1
+            if index > len(self.pipeline):
+                break
+            step = self.pipeline.steps[index - 1]
+            if can_be_undone(step):
+                mark = (index - 1, program)
+            decided = {each.id: each.decision for each in record.passes}
+            runner.context.rounds = earlier(step, decided)
             applied = self._apply(runner, index, step, program, record)
             if plan is not None:
                 plan.check_decision(step, applied.entry, applied.decision)
@@ -204,7 +232,11 @@ class _Run:
         found = self.folder.begin(record)
         for name, text in documents.items():
             write_text(self.folder.path / name, text)
-        done = self.checkpoints.completed(record.steps) if found is not None else []
+        if found is not None:
+            stopped = {**record.stopped, **found.stopped}
+            record = record.model_copy(update={"stopped": stopped})
+            self.pipeline = Pipeline(tuple(s for s in self.pipeline if s.id not in stopped))
+        done = self.checkpoints.completed(record.course) if found is not None else []
         if not done:
             self.checkpoints.write(self.original)
             return self.original, record, lock
@@ -220,6 +252,33 @@ class _Run:
         self.folder.write(record)
         program = self.checkpoints.load(done[-1], self.original, remember=True)
         return program, record, lock
+
+    def _undo(
+        self,
+        stop: Stop,
+        runner: StepRunner,
+        mark: tuple[int, Program] | None,
+        record: RunRecord,
+        made: Lock,
+    ) -> tuple[Program, RunRecord, Lock]:
+        """Go back to where a round began, and leave out those after it."""
+        if mark is not None and mark[0] == stop.keep:
+            program = mark[1]
+        else:
+            assert self.checkpoints is not None, "a run without a folder holds its mark"
+            start = self.checkpoints.completed(record.course)[stop.keep]
+            program = self.checkpoints.load(start, self.original, remember=True)
+        stopped = {**record.stopped, **dict.fromkeys(stop.dropped, stop.reason)}
+        undone = record.passes[stop.keep :]
+        kept = record.passes[: stop.keep]
+        record = record.model_copy(update={"passes": kept, "stopped": stopped})
+        self.pipeline = Pipeline(tuple(s for s in self.pipeline if s.id not in stopped))
+        if self.folder is not None and self.checkpoints is not None:
+            self.folder.write(record)
+            for each in undone:
+                self.checkpoints.remove(each.index, each.id)
+        runner.go_back(program, record.result)
+        return program, record, made.without({each.id for each in undone})
 
     def _apply(
         self, runner: StepRunner, index: int, step: Step, program: Program, record: RunRecord

@@ -78,14 +78,15 @@ def _append_lines(text: Text, lines: Sequence[tuple[str, str, str]], verbose: bo
 
 
 def _append_table(text: Text, plan: Plan) -> None:
-    costs = [plan.original, *(step.cost for step in plan.steps)]
-    heads = ["now", *(step.id for step in plan.steps), "change"]
+    columns = _columns(plan)
+    costs = [plan.original, *(step.cost for step in columns)]
+    heads = ["now", *(step.series or step.id for step in columns), "change"]
     rows = [
         _row("nodes", [cost.nodes for cost in costs], 1, "", relative=False),
         _figure("params", costs, lambda cost: cost.parameters, 1000),
         _figure("MACs", costs, lambda cost: cost.macs, 1000),
         _figure("weights", costs, lambda cost: cost.bytes, 1024),
-        *_limits(plan),
+        *_limits(columns),
     ]
     first = max(len(row[0]) for row in rows)
     widths = [
@@ -126,12 +127,18 @@ def _row(
     return f"{name} ({unit})" if unit else name, [*cells, change], ""
 
 
-def _limits(plan: Plan) -> list[_Row]:
+def _columns(plan: Plan) -> list[PlanStep]:
+    """Return the steps that have a column: of rounds only the last one."""
+    last = {step.series: step for step in plan.steps if step.series}
+    return [step for step in plan.steps if not step.series or last[step.series] is step]
+
+
+def _limits(columns: Sequence[PlanStep]) -> list[_Row]:
     rows: list[_Row] = []
-    names = dict.fromkeys((limit.name, limit.limit) for s in plan.steps for limit in s.limits)
+    names = dict.fromkeys((limit.name, limit.limit) for s in columns for limit in s.limits)
     for name, bound in names:
         cells = [""]
-        for step in plan.steps:
+        for step in columns:
             met = next((each.met for each in step.limits if each.name == name), None)
             cells.append({True: "✓", False: "✗", None: "?"}[met])
         style = {"✓": "green", "✗": "red"}.get(cells[-1], "")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fxcompress.analysis import CostSummary, cost
 from fxcompress.ir import node_ids
@@ -16,6 +16,7 @@ from fxcompress.pipeline.context import Context
 from fxcompress.pipeline.lock import Lock, array_digests
 from fxcompress.pipeline.plans import Limit, Plan, PlanStep
 from fxcompress.pipeline.proofs import Digests, check_finite
+from fxcompress.pipeline.rounds import check_metric, earlier, expanded
 from fxcompress.pipeline.steps import Event, OnEvent, Pipeline, Step
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def plan(
     Raises:
         FxCompressError: A pass would fail, or change nothing.
     """
-    pipeline = Pipeline(tuple(steps))
+    pipeline = Pipeline(expanded(steps))
+    check_metric(pipeline, context.metric)
     context = replace(context, planning=True, original=program, read={})
     program.verify()
     check_finite(program)
@@ -60,8 +62,10 @@ def plan(
     basis = Identity.of(program, pipeline, context, digests).lock()
     original = cost(program).summary()
     rows: list[PlanStep] = []
+    decided: dict[str, Mapping[str, Any]] = {}
     for index, step in enumerate(pipeline, start=1):
         _tell(on_event, "start", index, step, pipeline)
+        context.rounds = earlier(step, decided)
         try:
             row, program, basis = _row(index, step, program, context, digests, basis)
         except Exception as error:
@@ -69,6 +73,7 @@ def plan(
             if raised is error:
                 raise
             raise raised from error
+        decided[step.id] = basis.passes[-1].decision
         settled = row.settled and all(each.settled for each in rows)
         checked = tuple(limits(original, row.cost)) if limits else ()
         rows.append(row.model_copy(update={"settled": settled, "limits": checked}))
@@ -83,7 +88,7 @@ def _row(
         decision: Decision = decide(step, program, context)
         rewriter = rewritten(step, program, decision)
     digests.check_untouched(program, step)
-    if not decision.pending:
+    if not decision.pending and step.round is None:
         refuse_no_change(step, rewriter)
     after = rewriter.program
     after.verify()
@@ -95,6 +100,7 @@ def _row(
         id=step.id,
         use=step.use,
         where=step.where,
+        series=step.round.owner.id if step.round else "",
         changes=changes(rewriter.edits, dict.fromkeys(order)),
         declined=rewriter.declined,
         pending=decision.pending,

@@ -51,6 +51,7 @@ class PlanStep(_Part):
     """What one pass would do.
 
     Attributes:
+        series: The step of the spec that it is a round of, if any.
         changes: By module, in graph order.
         declined: What it would leave as it is, and why.
         pending: What only a run can know (`scale: known after calibration`).
@@ -64,6 +65,7 @@ class PlanStep(_Part):
     id: str
     use: str
     where: str = ""
+    series: str = ""
     changes: tuple[Change, ...] = ()
     declined: tuple[Declined, ...] = ()
     pending: tuple[str, ...] = ()

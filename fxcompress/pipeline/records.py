@@ -107,6 +107,7 @@ class RunRecord(_Record):
         spec: Digest of the spec with all it extends and names; empty when composed in code.
         model: Digest of the original Program, structure and weights.
         steps: The ids of all passes, done or not.
+        stopped: Ids of steps of rounds that were undone or not taken, each with the reason.
         original: Cost of the original.
         original_metric: The metric of the original, where the run has one.
         metric_name: Which metric that is.
@@ -124,7 +125,13 @@ class RunRecord(_Record):
     original_metric: float | None = None
     metric_name: str = ""
     passes: tuple[PassRecord, ...] = ()
+    stopped: Mapping[str, str] = {}
     error: str = ""
+
+    @property
+    def course(self) -> tuple[str, ...]:
+        """The ids of the passes that make the result, done or not."""
+        return tuple(step for step in self.steps if step not in self.stopped)
 
     @property
     def result(self) -> CostSummary:

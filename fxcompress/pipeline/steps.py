@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fxcompress.errors import UsageError
 from fxcompress.pipeline.base import Options, Pass
 
-__all__ = ["Event", "OnEvent", "Pipeline", "Step"]
+__all__ = ["Event", "OnEvent", "Pipeline", "Round", "Step"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Step:
         pass_: The pass.
         options: Checked options, an instance of the pass's `Options`.
         where: `spec.yaml:12`, or empty when composed in code.
+        round: Which round of which step it belongs to, if any.
     """
 
     id: str
@@ -29,6 +30,26 @@ class Step:
     pass_: Pass[Any, Any]
     options: Options
     where: str = ""
+    round: Round | None = None
+
+
+@dataclass(frozen=True)
+class Round:
+    """The place of a step in a pass that is rounds of steps.
+
+    Attributes:
+        owner: The step of the spec that it belongs to.
+        number: The round, from 1.
+        name: The step's id within the round.
+        first: Whether it is the round's first step.
+        last: Whether it is the round's last step.
+    """
+
+    owner: Step
+    number: int
+    name: str
+    first: bool
+    last: bool
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,14 @@ def spend(
     goals: Sequence[Goal],
     limits: Limits,
     fixed: Mapping[int, int],
+    *,
+    relative: bool = False,
 ) -> dict[Axis, int]:
-    """Return sizes that meet every goal at the least total score removed.
+    """Return sizes that meet every goal at the least loss.
+
+    The loss is the sum of the scores removed, which must be in one unit for that. Where they are
+    not, `relative` takes Σ wₐ · removedₐ / keptₐ over the axes a: the noise over the signal that an
+    axis is left with, times the part wₐ of the cost that it takes part in.
 
     Args:
         axes: The axes that may shrink.
@@ -79,6 +85,7 @@ def spend(
         goals: What must hold.
         limits: What bounds the sizes.
         fixed: Id -> size of all axes, those that stay whole included.
+        relative: Whether scores can be compared only within an axis.
 
     Raises:
         UsageError: A goal cannot be met; says what can be reached.
@@ -87,8 +94,9 @@ def spend(
     bounds = _bounds(axes, goals, fixed)
     least = np.array([sizes[-1] for sizes in allowed], dtype=np.float64)
     _check_reachable(goals, bounds, least, limits)
-    blocks = Blocks.of([scores[axis] for axis in axes], allowed)
     whole = np.array([axis.size for axis in axes], dtype=np.float64)
+    weights = _parts(goals, bounds, whole) if relative else None
+    blocks = Blocks.of([scores[axis] for axis in axes], allowed, weights)
     left = whole - blocks.removed(solve(blocks, whole, bounds))
     return dict(zip(axes, map(round, left.tolist()), strict=True))
 
@@ -143,6 +151,16 @@ class _Evenly:
 def _bounds(axes: Sequence[Axis], goals: Sequence[Goal], fixed: Mapping[int, int]) -> list[Bound]:
     order = [axis.id for axis in axes]
     return [Bound(CostArrays(goal.cost, order, fixed), goal.limit) for goal in goals]
+
+
+def _parts(
+    goals: Sequence[Goal], bounds: Sequence[Bound], sizes: NDArray[np.float64]
+) -> list[float]:
+    """Return the part of the costs that each axis takes part in: n · (∂C/∂n) / C."""
+    found = np.zeros(len(sizes))
+    for goal, bound in zip(goals, bounds, strict=True):
+        found += sizes * bound.cost.gradient(sizes) / max(goal.whole, 1.0)
+    return [float(part) for part in found]
 
 
 def _check_reachable(

@@ -43,7 +43,7 @@ class Blocks:
         start: First block of each axis, and the number of blocks at the end, `[axes + 1]`.
         axis: The axis of each block.
         width: How many indices it holds.
-        loss: The sum of their scores.
+        loss: By how much the loss rises.
     """
 
     start: Ints
@@ -52,19 +52,30 @@ class Blocks:
     loss: Floats
 
     @classmethod
-    def of(cls, scores: Sequence[Floats], allowed: Sequence[Ints]) -> Blocks:
+    def of(
+        cls,
+        scores: Sequence[Floats],
+        allowed: Sequence[Ints],
+        weights: Sequence[float] | None = None,
+    ) -> Blocks:
         """Cut each axis into blocks.
 
         Args:
             scores: Per axis, the score of each index.
             allowed: Per axis, its sizes in descending order, its own first.
+            weights: Per axis, what (removed score / kept score) is multiplied by to give the loss;
+                None takes the removed score itself.
         """
         counts = np.array([len(sizes) - 1 for sizes in allowed], dtype=np.int64)
         widths, losses = [np.zeros(0)], [np.zeros(0)]
-        for values, sizes in zip(scores, allowed, strict=True):
+        for index, (values, sizes) in enumerate(zip(scores, allowed, strict=True)):
             if len(sizes) > 1:
-                lost = np.concatenate([np.zeros(1), np.cumsum(np.sort(values))])
-                losses.append(np.diff(lost[len(values) - sizes]))
+                total = np.concatenate([np.zeros(1), np.cumsum(np.sort(values))])
+                lost = total[len(values) - sizes]
+                if weights is not None:
+                    tiny = np.finfo(np.float64).tiny
+                    lost = weights[index] * lost / np.maximum(total[-1] - lost, tiny)
+                losses.append(np.diff(lost))
                 widths.append(-np.diff(sizes).astype(np.float64))
         return cls(
             np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)]),
@@ -79,7 +90,7 @@ class Blocks:
         return np.bincount(self.axis[gone], weights=self.width[gone], minlength=len(taken))
 
     def lost(self, taken: Ints) -> float:
-        """Return the total score that is gone."""
+        """Return the total loss."""
         return float(self.loss[self._gone(taken)].sum())
 
     def _gone(self, taken: Ints) -> NDArray[np.bool_]:

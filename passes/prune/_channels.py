@@ -121,27 +121,10 @@ class _Task:
         self, goals: list[Goal], scores: Mapping[Axis, NDArray[np.float64]]
     ) -> dict[Axis, int]:
         """Return sizes that meet goals, with the indices of all axes compared by score."""
-        weighed = self._weighed(scores, goals)
-        return spend(self.axes, weighed, goals, self.limits, self.analysis.sizes)
-
-    def _weighed(
-        self, scores: Mapping[Axis, NDArray[np.float64]], goals: list[Goal]
-    ) -> Mapping[Axis, NDArray[np.float64]]:
-        """Return scores in one unit: those that are not in units of the loss, times their cost.
-
-        Relative scores say nothing of how much a whole axis matters: an index of the residual
-        stream, which many layers read, would be as cheap to lose as one of a bottleneck. What it
-        costs is the estimate of that, so that at first the price of an index is its score.
-        """
         criterion = self.options.criterion
-        if criterion.factory is not None or criterion.name in _IN_UNITS_OF_LOSS:
-            return scores
+        relative = criterion.factory is None and criterion.name not in _IN_UNITS_OF_LOSS
         sizes = self.analysis.sizes
-        slopes = [(goal.cost.gradient(sizes), goal.whole or 1.0) for goal in goals]
-        return {
-            axis: values * sum(slope.get(axis.id, 0.0) / whole for slope, whole in slopes)
-            for axis, values in scores.items()
-        }
+        return spend(self.axes, scores, goals, self.limits, sizes, relative=relative)
 
     def evenly(self, goals: list[Goal]) -> dict[Axis, int]:
         """Return sizes that meet goals, with the same part of each axis removed."""
@@ -183,14 +166,13 @@ class _Task:
         if budget is None:
             ratio = self.options.ratio
             assert isinstance(ratio, float), "the options allow no other amount"
-            return [self.start.indices_goal(self.axes, ratio)]
+            return [self.start.indices_goal(self.axes, ratio * self.options.reached)]
         goals = []
-        for name in ("macs", "parameters", "bytes"):
-            amount = getattr(budget, name)
-            if amount is not None:
-                whole = float(getattr(self.start.costs, name))
-                cost = getattr(self.analysis, name)
-                goals.append(Goal(name, cost, amount.of(whole), whole, str(amount)))
+        for name, amount in budget.costs.items():
+            whole = float(getattr(self.start.costs, name))
+            cost = getattr(self.analysis, name)
+            limit = whole - self.options.reached * (whole - amount.of(whole))
+            goals.append(Goal(name, cost, limit, whole, str(amount)))
         return goals
 
     def decision(

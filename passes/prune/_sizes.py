@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -71,10 +72,13 @@ def sizes_asked_for(
     sizes = {axis: axis.size for axis in axes}
     if options.keep is not None:
         for axis, number in _each(options.keep, axes, "keep").items():
-            sizes[axis] = kept_by_number(axis, number, limits)
+            whole = start.size(axis)
+            gone = math.floor(options.reached * (whole - number) + 1e-9)
+            sizes[axis] = kept_by_number(axis, max(number, whole - gone), limits)
     elif options.ratio is not None:
         for axis, ratio in _each(options.ratio, axes, "ratio").items():
-            sizes[axis] = kept_by_ratio(axis, ratio, limits, start=start.size(axis))
+            part = ratio * options.reached
+            sizes[axis] = kept_by_ratio(axis, part, limits, start=start.size(axis))
     return sizes
 
 

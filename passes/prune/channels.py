@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves
 from fxcompress.rewrite.edits import Declined
-from fxcompress.spec.units import Count, Duration, Percent, Size
+from fxcompress.spec.units import Amount, Count, Duration, Percent, Size
 from passes.prune._compensation import Compensation
 from passes.prune._criterion import Criterion
 
@@ -47,12 +47,17 @@ class Budget(Options):
 
     @model_validator(mode="after")
     def _something(self) -> Self:
-        costs = [self.macs, self.parameters, self.bytes]
-        if not any((*costs, self.latency)):
+        if not self.costs and self.latency is None:
             raise ValueError("needs macs, parameters, bytes or latency")
-        if self.latency and any(costs):
+        if self.latency is not None and self.costs:
             raise ValueError("`latency` stands alone: it is searched for by changing the MACs")
         return self
+
+    @property
+    def costs(self) -> dict[str, Amount]:
+        """The limits that polynomials tell, by name."""
+        named = {"macs": self.macs, "parameters": self.parameters, "bytes": self.bytes}
+        return {name: amount for name, amount in named.items() if amount is not None}
 
 
 class PruneOptions(Options):
@@ -101,6 +106,11 @@ class ChannelsOptions(PruneOptions):
         default=None,
         description="`global` compares indices of all axes; `local` takes the same part of each. "
         "By default global for a budget, else local.",
+    )
+
+    reached: Percent = Field(
+        default=1.0,
+        description="Which part of the way this step goes: the rounds of prune.iterative set it.",
     )
 
     @model_validator(mode="after")
