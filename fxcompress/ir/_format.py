@@ -56,6 +56,7 @@ class Spelling:
         self._symbols = dict(symbols or {})
         self._ids = ids or {}
         self._unbacked: dict[str, str] = {}
+        self._known: dict[Any, str] = {}
 
     @classmethod
     def of(cls, program: Program, ids: Mapping[fx.Node, str] | None = None) -> Spelling:
@@ -67,6 +68,12 @@ class Spelling:
         if isinstance(value, int) or not hasattr(value, "node"):
             return str(value)
         expression = value.node.expr
+        known = self._known.get(expression)
+        if known is None:
+            known = self._known[expression] = self._spelled(value, expression)
+        return known
+
+    def _spelled(self, value: Any, expression: Any) -> str:
         if free_unbacked_symbols(value):
             for symbol in sorted(free_unbacked_symbols(value), key=str):
                 # Numbered as they are met: torch counts them per process.

@@ -43,6 +43,10 @@ def _state(module: nn.Module) -> Hashable:
 
 def _leaf(value: Any) -> Hashable:
     if isinstance(value, torch.Tensor):
-        sizes = tuple(map(str, (*value.shape, *value.stride())))
+        sizes = tuple(map(_size, (*value.shape, *value.stride())))
         return value.dtype, value.device, value.dim(), sizes
-    return type(value), str(value)
+    return type(value), _size(value) if isinstance(value, torch.SymInt) else str(value)
+
+
+def _size(size: int | torch.SymInt) -> Hashable:
+    return size if isinstance(size, int) else size.node.expr  # type: ignore[no-any-return]

@@ -210,9 +210,12 @@ def _propagate(program: Program, dirty: set[fx.Node] | None) -> None:
         asked = dirty is None or node in dirty or "val" not in node.meta
         if asked or (dirty and not dirty.isdisjoint(node.all_input_nodes)):
             key = type_key(node, values)
-            value = known[key] if key in known else evaluate(evaluator, node, values)
-            if key is not None and not _depends_on_data(value):
-                known[key] = value
+            if key in known:
+                value = known[key]
+            else:
+                value = evaluate(evaluator, node, values)
+                if key is not None and not _depends_on_data(value):
+                    known[key] = value
             if dirty is not None and (asked or not same_type(node.meta["val"], value)):
                 dirty.add(node)
             node.meta["val"] = value
