@@ -114,13 +114,15 @@ class _Task:
             UsageError: They cannot be had.
         """
         if self.options.is_global:
-            return self.cheapest(self._goals(), scores)
+            return self.sizes_for(self._goals(), scores)
         return self.guess()
 
-    def cheapest(
+    def sizes_for(
         self, goals: list[Goal], scores: Mapping[Axis, NDArray[np.float64]]
     ) -> dict[Axis, int]:
-        """Return sizes that meet goals, with the indices of all axes compared by score."""
+        """Return sizes that meet goals: by the scores of all axes, or the same part of each."""
+        if not self.options.is_global:
+            return self.evenly(goals)
         criterion = self.options.criterion
         relative = criterion.factory is None and criterion.name not in _IN_UNITS_OF_LOSS
         sizes = self.analysis.sizes
