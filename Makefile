@@ -15,7 +15,7 @@ help: ## List the targets
 setup: $(STAMP) ## Create .venv and install fxcompress with everything its tests need
 
 # torch comes first and exactly, so that no other package pulls a build with CUDA;
-# the libraries that it would be replaced for come without their dependencies.
+# torchvision, timm and torch-pruning come without dependencies, which would replace that torch.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "fxcompress needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

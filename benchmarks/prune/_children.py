@@ -1,10 +1,14 @@
-"""Run tasks in child processes, one each, with a limit on time and on memory."""
+"""Run tasks in child processes, one each, with limits on CPU time and memory.
+
+CPU time, so that a machine that is busy with other work cuts nothing short.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import resource
+import signal
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +19,8 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from ._results import Outcome, Side
 
 __all__ = ["Task", "run_all"]
+
+_PATIENCE = 15  # wall seconds per CPU second before a process that waits for ever is ended
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def run_all(
     running: list[_Running] = []
     while waiting or running:
         while waiting and len(running) < jobs:
-            running.append(_start(context, waiting.pop(), work, seconds, gigabytes))
+            running.append(_start(context, waiting.pop(), work, int(seconds), gigabytes))
         wait([child.connection for child in running], timeout=1.0)
         for child in list(running):
             if _finished(child, seconds):
@@ -65,17 +71,17 @@ def run_all(
 
 
 def _start(
-    context: ForkServerContext, task: Task, work: Work, seconds: float, gigabytes: float
+    context: ForkServerContext, task: Task, work: Work, seconds: int, gigabytes: float
 ) -> _Running:
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(task, work, theirs, gigabytes), daemon=False)
+    process = context.Process(target=_child, args=(task, work, theirs, seconds, gigabytes))
     process.start()
     theirs.close()
     latest = Outcome(task.model, task.side)
-    return _Running(task, process, ours, time.monotonic() + seconds, latest)
+    return _Running(task, process, ours, time.monotonic() + _PATIENCE * seconds, latest)
 
 
-def _child(task: Task, work: Work, connection: Connection, gigabytes: float) -> None:
+def _child(task: Task, work: Work, connection: Connection, seconds: int, gigabytes: float) -> None:
     from benchmarks.zoo import _preload  # noqa: F401  (what a plain spawn has not done)
 
     warnings.simplefilter("ignore")
@@ -83,6 +89,7 @@ def _child(task: Task, work: Work, connection: Connection, gigabytes: float) -> 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     limit = int(gigabytes * 1e9)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # SIGXCPU, then the end
     outcome = Outcome(task.model, task.side)
     work(task, outcome, connection.send)
     outcome.stage = "done"
@@ -107,8 +114,9 @@ def _finished(child: _Running, seconds: float) -> bool:
     if late:
         child.process.kill()
     child.process.join()
+    late = late or child.process.exitcode == -signal.SIGXCPU
     outcome = child.latest
     outcome.status = "timeout" if late else "crash"
-    reason = f"no end within {seconds:.0f} s" if late else "the process died"
+    reason = f"no end within {seconds:.0f} CPU s" if late else "the process died"
     outcome.detail = f"{outcome.stage}: {reason}"
     return True

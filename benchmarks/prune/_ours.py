@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections import Counter
@@ -44,11 +45,12 @@ def prune_ours(
         report(outcome)
 
     stage("capture")
-    original = zoo.build()
+    model = zoo.build()
+    original = copy.deepcopy(model)
     outcome.parameters_before = parameters(original)
     args, kwargs = zoo.inputs(_BATCH, 0)
     try:
-        program = capture(original, args, kwargs, dynamic=zoo.dynamic, verify=False)
+        program = capture(model, args, kwargs, dynamic=zoo.dynamic, verify=False)
     except Exception as error:  # what does not capture is the zoo's table, not this one
         outcome.status, outcome.detail = "not captured", describe(error)
         return
@@ -68,7 +70,6 @@ def prune_ours(
         outcome.status, outcome.detail = "no-op", "no axis is free"
         return
     removed = removed_entries(analysis, keep)
-    original = zoo.build().eval()
     _require_slices(program, pruned, analysis, keep)
     conclude(outcome, original, removed, pruned.module, zoo)
     stage("control")

@@ -79,8 +79,25 @@ def recipe(model: nn.Module, inputs: Inputs, *, text: bool) -> PeerRecipe:
     return PeerRecipe(heads, num_heads, groups, text, named[0] if named else "")
 
 
-def prune_with_peer(model: nn.Module, inputs: Inputs, how: PeerRecipe, ratio: float) -> PeerRun:
-    """Prune a model in place; the seconds are those of building the pruner and of pruning."""
+def prune_with_peer(
+    model: nn.Module,
+    inputs: Inputs,
+    how: PeerRecipe,
+    ratio: float,
+    *,
+    importance: Any = None,
+    across: bool = False,
+) -> PeerRun:
+    """Prune a model in place; the seconds are those of building the pruner and of pruning.
+
+    Args:
+        model: What is pruned.
+        inputs: What it is traced with.
+        how: The recipe.
+        ratio: Which part of each layer goes, or with `across` of all channels together.
+        importance: One of Torch-Pruning's criteria; L2 of groups by default.
+        across: Compare channels of all layers (its `global_pruning`).
+    """
     import torch_pruning as tp
 
     for parameter in model.parameters():
@@ -92,7 +109,8 @@ def prune_with_peer(model: nn.Module, inputs: Inputs, how: PeerRecipe, ratio: fl
     pruner = tp.pruner.BasePruner(
         model,
         kwargs or args,
-        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        importance=importance or tp.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=across,
         pruning_ratio=ratio,
         ignored_layers=how.ignored,
         num_heads=how.num_heads,

@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N")
     parser.add_argument("--out", metavar="FILE.md", help="page to write, with a .json beside it")
-    parser.add_argument("--timeout", type=float, default=90.0, metavar="S", help="per model, side")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="CPU s per task")
     parser.add_argument("--memory", type=float, default=10.0, metavar="GB", help="per process")
     parser.add_argument("--missing", action="store_true", help="only what --out does not hold yet")
     parser.add_argument("--failed", action="store_true", help="only what is not right in --out")
