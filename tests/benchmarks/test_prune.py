@@ -124,7 +124,7 @@ def test_both_sides_prune_a_plain_network_right(side, monkeypatch):
     outcome = Outcome(zoo.id, side)
     work(Task(zoo.id, side, 0.5), outcome, lambda _: None)
     assert (outcome.status, outcome.detail) == ("right", "")
-    assert outcome.reached == 1.0
+    assert outcome.reached > 0.99
     assert outcome.parameters_after < 0.6 * outcome.parameters_before
     assert outcome.control is (True if side == "ours" else None)
 
