@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 __all__ = [
+    "Custom",
     "FitConfig",
     "HardLabels",
     "LossConfig",
@@ -50,7 +51,7 @@ class _Loss(_Part):
 class HardLabels(_Loss):
     """Cross entropy against the targets."""
 
-    use: Literal["hard_labels"] = "hard_labels"
+    use: Literal["hard_labels"]
     smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="Share of each target spread over all classes."
     )
@@ -91,8 +92,24 @@ class Mse(_Loss):
     )
 
 
+class Custom(_Loss):
+    """A function of one's own: `fn(outcome, **args)` returns a scalar tensor, a mean over samples.
+
+    `outcome` has `output`, `target`, `batch` and, with a teacher, `teacher`.
+    """
+
+    use: Literal["custom"]
+    factory: str = Field(
+        pattern=r"^[^:]+:[A-Za-z_]\w*$",
+        description="`file.py:function` beside the spec, or `package.module:callable`.",
+    )
+    args: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Further keyword arguments of the function."
+    )
+
+
 LossConfig: TypeAlias = Annotated[
-    HardLabels | NextToken | SoftLabels | Mse, Field(discriminator="use")
+    HardLabels | NextToken | SoftLabels | Mse | Custom, Field(discriminator="use")
 ]
 
 
@@ -178,7 +195,8 @@ class FitConfig(_Part):
     snapshot: int | None = Field(
         default=None,
         ge=1,
-        description="Steps between the states that a killed run resumes from; by default an epoch.",
+        description="Steps between the states that a killed run resumes from; by default one is "
+        "kept after each epoch.",
     )
 
     @model_validator(mode="after")
@@ -188,13 +206,13 @@ class FitConfig(_Part):
         return self
 
     @property
-    def terms(self) -> tuple[HardLabels | NextToken | SoftLabels | Mse, ...]:
+    def terms(self) -> tuple[LossConfig, ...]:
         """The losses, the default filled in."""
-        return self.losses or (HardLabels(),)
+        return self.losses or (HardLabels(use="hard_labels"),)
 
     @property
-    def reads_teacher(self) -> bool:
-        """Whether a loss compares with a teacher."""
+    def needs_teacher(self) -> bool:
+        """Whether a loss compares with a teacher; a function of one's own may, or may not."""
         return any(
             isinstance(term, SoftLabels) or (isinstance(term, Mse) and term.against == "teacher")
             for term in self.terms

@@ -103,6 +103,7 @@ def fit(
     higher_is_better: bool = True,
     seed: int = 0,
     hooks: Hooks | None = None,
+    functions: Mapping[str, Callable[..., Tensor]] | None = None,
     snapshots: Path | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> FitResult:
@@ -120,6 +121,7 @@ def fit(
         higher_is_better: Which way that improves.
         seed: Decides on the order of the data and on what the model draws.
         hooks: What else to do in each step.
+        functions: The functions of `custom` losses, by what their `factory` says.
         snapshots: Where to keep what a killed training resumes from.
         progress: Called with `(text, step, steps)`.
 
@@ -129,7 +131,7 @@ def fit(
         NumericsError: The loss or the metric is no finite number.
         RunFolderError: A snapshot is damaged or of another training, or cannot be written.
     """
-    if config.reads_teacher and teacher is None:
+    if config.needs_teacher and teacher is None:
         raise UsageError("a loss compares with a teacher, and there is none")
     chosen = trainable(module, names)
     split = data if isinstance(data, Split) else one_split(config.split, data, "the data")
@@ -144,6 +146,7 @@ def fit(
         upwards=higher_is_better and evaluate is not None,
         seed=seed,
         hooks=hooks or Hooks(),
+        terms=make_terms(config.terms, functions),
         snapshots=Snapshots(snapshots, identity),
         report=progress,
     )
@@ -171,17 +174,16 @@ class _Loop:
     upwards: bool
     seed: int
     hooks: Hooks
+    terms: tuple[Term, ...]
     snapshots: Snapshots
     report: Callable[[str, int, int | None], None] | None
     course: Course = field(default_factory=Course)
-    terms: tuple[Term, ...] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     rate: LearningRate = field(init=False)
     steps: int = field(init=False)
     best_state: dict[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        self.terms = make_terms(self.config.terms)
         self.optimizer = make_optimizer(self.config.optimizer, self.parameters)
         self.device = self.parameters[0].device
 
@@ -230,7 +232,8 @@ class _Loop:
         if self.config.keep == "best" and course.best == len(course.history) - 1:
             self.best_state = {name: t.detach().clone() for name, t in _tensors(self.module)}
         course.end_after(self.steps, self.config.epochs, self.config.patience)
-        self._keep()
+        if self.config.snapshot is None:
+            self._keep()
 
     def _step(self, batch: Any, target: Any) -> None:
         course = self.course
@@ -261,7 +264,7 @@ class _Loop:
     def _losses(self, batch: Any, target: Any, moment: Moment) -> dict[str, Tensor]:
         """Return each term by name, and under the empty name their weighted sum."""
         known = None
-        if self.teacher is not None and self.config.reads_teacher:
+        if self.teacher is not None:
             with torch.no_grad():
                 known = call(self.teacher, batch)
         outcome = Outcome(call(self.module, batch), known, batch, target)

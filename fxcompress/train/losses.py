@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxcompress.errors import DataError
+from fxcompress.errors import DataError, UsageError
 from fxcompress.train import config
-from fxcompress.train.config import value_at
+from fxcompress.train.config import LossConfig, value_at
 from fxcompress.train.metrics import IGNORED, main_output, next_tokens
 
 __all__ = ["Outcome", "Term", "make_terms", "soft_labels"]
@@ -35,7 +35,7 @@ class Outcome:
     target: Any
 
 
-LossFunction = Callable[[Any, Outcome, float], Tensor]
+LossFunction: TypeAlias = Callable[[Any, Outcome, float], Tensor]
 """(options, outcome, progress from 0 to 1) -> the mean over the samples that count."""
 
 
@@ -56,14 +56,48 @@ class Term:
         return value_at(self.options.weight, progress)
 
 
-def make_terms(chosen: tuple[Any, ...]) -> tuple[Term, ...]:
-    """Return the terms of these loss options; a second one of a kind is named `mse@2`."""
+def make_terms(
+    chosen: tuple[LossConfig, ...], functions: Mapping[str, Callable[..., Tensor]] | None = None
+) -> tuple[Term, ...]:
+    """Return the terms of these loss options; a second one of a kind is named `mse@2`.
+
+    Args:
+        chosen: What to add up.
+        functions: The functions of `custom` losses, by what `factory` says.
+
+    Raises:
+        UsageError: A custom loss has no function.
+    """
     terms: list[Term] = []
     for options in chosen:
-        count = sum(term.options.use == options.use for term in terms) + 1
-        name = options.use if count == 1 else f"{options.use}@{count}"
-        terms.append(Term(name, options, LOSSES[options.use]))
+        function, kind = LOSSES.get(options.use), str(options.use)
+        if isinstance(options, config.Custom):
+            function, kind = _own(options, functions or {}), options.factory.rpartition(":")[2]
+        assert function is not None, "every loss but a custom one has a row in LOSSES"
+        count = sum(term.name.partition("@")[0] == kind for term in terms) + 1
+        terms.append(Term(kind if count == 1 else f"{kind}@{count}", options, function))
     return tuple(terms)
+
+
+def _own(options: config.Custom, functions: Mapping[str, Callable[..., Tensor]]) -> LossFunction:
+    if options.factory not in functions:
+        raise UsageError(
+            f"the loss {options.factory} has no function",
+            hint="give it to fit: `functions={" + repr(options.factory) + ": fn}`",
+        )
+    own = functions[options.factory]
+
+    def call(_: config.Custom, outcome: Outcome, progress: float) -> Tensor:
+        value = own(outcome, **options.args)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(
+                f"the loss {options.factory} returned {what}",
+                reason="a loss is a tensor of one number",
+            )
+        return value
+
+    return call
 
 
 def hard_labels(options: config.HardLabels, outcome: Outcome, progress: float) -> Tensor:

@@ -11,7 +11,9 @@ from torch import nn
 from fxcompress.errors import PassError, UsageError
 from fxcompress.ir.ops import op_name
 from fxcompress.pipeline.selectors import Candidate, Selector
+from fxcompress.spec._python import load_factory
 from fxcompress.train import check_recipe, fit, trained_tensors, training_copy
+from fxcompress.train.config import Custom
 from passes.train.fit import FitDecision
 
 if TYPE_CHECKING:
@@ -27,6 +29,11 @@ def decide(program: Program, options: FitOptions, context: Context) -> FitDecisi
     names = selected(program, options)
     state = program.state()
     check_recipe(options, [state[name] for name in names])
+    functions = {
+        term.factory: load_factory(term.factory, context.folder, UsageError, "losses")
+        for term in options.terms
+        if isinstance(term, Custom)
+    }
     if context.planning:
         count = sum(state[name].numel() for name in names)
         what = f"{len(names)} tensors ({count:,} parameters)"
@@ -43,6 +50,7 @@ def decide(program: Program, options: FitOptions, context: Context) -> FitDecisi
         evaluate=None if metric is None else _measured(program, context),
         higher_is_better=metric is None or metric.higher_is_better,
         seed=context.seed,
+        functions=functions,
         snapshots=context.scratch,
         progress=context.progress,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves, Selection
-from fxcompress.train.config import FitConfig
+from fxcompress.train.config import Custom, FitConfig
 from fxcompress.train.history import Epoch
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ class FitOptions(Selection, FitConfig):
 
     @model_validator(mode="after")
     def _teacher_is_read(self) -> Self:
-        if self.reads_teacher and self.teacher is None:
+        if self.needs_teacher and self.teacher is None:
             raise ValueError("a loss compares with a teacher: say `teacher: original`")
-        if self.teacher is not None and not self.reads_teacher:
+        own = any(isinstance(term, Custom) for term in self.terms)
+        if self.teacher is not None and not (self.needs_teacher or own):
             raise ValueError(
                 "no loss compares with the teacher: add `use: soft_labels` to `losses`"
             )
@@ -71,8 +72,8 @@ class Fit(Pass[FitOptions, FitDecision]):
     The loss is Σ w_i · L_i. Terms: `hard_labels`, cross entropy against the targets; `next_token`,
     the same for language models; `soft_labels`, T² · KL(softmax(v/T) ‖ softmax(z/T)) against the
     original's logits v, mean over the batch (Hinton et al., 2015, arXiv:1503.02531, equation 4);
-    `mse`. Any optimiser and scheduler of torch, by name. What is not selected stays bit-identical,
-    batch norms with their statistics included.
+    `mse`; `custom`, a function beside the spec. Any optimiser and scheduler of torch, by name.
+    What is not selected stays bit-identical, batch norms with their statistics included.
 
     Training happens while deciding, on a copy. The trained tensors are the decision: a locked run
     replays them and trains nothing. The same seed, data and weights give the same bits on the same

@@ -248,6 +248,37 @@ def test_soft_labels_pull_the_model_back_to_the_original():
     assert result.record.passes[1].metric > result.record.passes[0].metric
 
 
+def test_a_loss_of_ones_own_lies_beside_the_spec(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "losses.py").write_text(
+        "def gap(outcome, power):\n"
+        "    return (outcome.output - outcome.teacher).abs().pow(power).mean()\n"
+        "def wide(outcome):\n"
+        "    return outcome.output\n"
+    )
+    own = {"use": "custom", "factory": "losses.py:gap", "args": {"power": 2}}
+    losses = [own, {"use": "mse", "against": "teacher"}]
+    result = run({"teacher": "original", "losses": losses, "epochs": 1})
+    (epoch,) = result.record.passes[0].decision["history"]
+    assert epoch["losses"]["gap"] == pytest.approx(epoch["losses"]["mse"])
+    with pytest.raises(UsageError, match=r"returned \(64, 10\)"):
+        run({"losses": [{"use": "custom", "factory": "losses.py:wide"}], "epochs": 1})
+    with pytest.raises(UsageError, match="has no `gapp`"):
+        run({"losses": [{**own, "factory": "losses.py:gapp"}], "epochs": 1})
+
+
+def test_a_failure_leaves_a_spec_that_names_every_option(tmp_path):
+    from ruamel.yaml import YAML
+
+    data = digits()
+    data["train"] = [((torch.full((4, 1, 8, 8), float("nan")),), torch.zeros(4).long())]
+    losses = [{"use": "hard_labels", "smoothing": 0.1, "weight": {"from": 1.0, "to": 0.5}}]
+    with pytest.raises(NumericsError):
+        run({"losses": losses}, data=data, run_dir=tmp_path)
+    (spec,) = YAML(typ="safe", pure=True).load(tmp_path / "failure/spec.yaml")["passes"]
+    assert spec == {**step(losses=losses, optimizer={"lr": 3e-3}), "id": "fit"}
+
+
 def test_a_quantised_graph_trains_and_keeps_its_scales():
     data = digits()
     steps = [
