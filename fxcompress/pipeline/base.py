@@ -53,6 +53,10 @@ class Decision(BaseModel):
     pending: tuple[str, ...] = ()
     arrays: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
 
+    def summary(self) -> tuple[str, ...]:
+        """Return what a plan says above the changes, a line each; by default nothing."""
+        return ()
+
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 DecisionT = TypeVar("DecisionT", bound=Decision)

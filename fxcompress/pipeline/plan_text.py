@@ -52,6 +52,8 @@ def _append_step(text: Text, step: PlanStep, *, verbose: bool) -> None:
     text.append(f"{step.index} {step.id:<20}", style="bold")
     name = "" if step.use == step.id else f"{step.use}   "
     text.append(f"{name}{step.where}{'   ' if step.where else ''}{', '.join(counts)}\n")
+    for line in step.summary:
+        text.append(f"  {line}\n" if verbose or len(line) <= WIDTH else f"  {line[: WIDTH - 1]}…\n")
     changes = [change for change in step.changes if verbose or not change.follows]
     _append_lines(text, [_change(change) for change in changes], verbose)
     following = 0 if verbose else sum(change.follows for change in step.changes)

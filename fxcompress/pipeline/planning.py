@@ -101,6 +101,7 @@ def _row(
         use=step.use,
         where=step.where,
         series=step.round.owner.id if step.round else "",
+        summary=decision.summary(),
         changes=changes(rewriter.edits, dict.fromkeys(order)),
         declined=rewriter.declined,
         pending=decision.pending,

@@ -52,6 +52,7 @@ class PlanStep(_Part):
 
     Attributes:
         series: The step of the spec that it is a round of, if any.
+        summary: What the decision says of itself, a line each.
         changes: By module, in graph order.
         declined: What it would leave as it is, and why.
         pending: What only a run can know (`scale: known after calibration`).
@@ -66,6 +67,7 @@ class PlanStep(_Part):
     use: str
     where: str = ""
     series: str = ""
+    summary: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
     declined: tuple[Declined, ...] = ()
     pending: tuple[str, ...] = ()

@@ -86,7 +86,7 @@ def kept_by_ratio(axis: Axis, ratio: float, limits: Limits, *, start: int | None
             where=axis.name or None,
         )
     floor = math.ceil(axis.size * (1 - limits.max_ratio) - 1e-9)
-    if wanted < floor:
+    if wanted < floor or (whole == axis.size and ratio > limits.max_ratio + 1e-9):
         raise _above_cap(axis, f"a ratio of {ratio:g} leaves {wanted}", floor, limits)
     return nearest(limits.allowed(axis), min(wanted, axis.size))
 
@@ -123,7 +123,7 @@ def nearest(allowed: Sizes, wanted: int) -> int:
 
 def _above_cap(axis: Axis, what: str, floor: int, limits: Limits) -> UsageError:
     return UsageError(
-        f"{what} of {axis.size} in {axis}, fewer than one step may",
+        f"{what} of {axis.size} in {axis}, which is more than one step may take",
         reason=f"max_ratio {limits.max_ratio:g} leaves at least {floor}",
         hint="raise `max_ratio`, or ask for less",
         where=axis.name or None,

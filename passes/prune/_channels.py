@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fxcompress.axes import Analysis, Axis, analyze
+from fxcompress.axes import Analysis, Axis, Frozen, analyze
+from fxcompress.axes.terms import axes_of, polynomial
 from fxcompress.errors import UsageError
 from fxcompress.pipeline.proofs import has_values
 from fxcompress.rewrite.edits import Declined
@@ -37,7 +38,8 @@ Scores = dict[Axis, NDArray[np.float64]]
 def decide(program: Program, options: ChannelsOptions, context: Context) -> ChannelsDecision:
     """Return the decision of `prune.channels`."""
     analysis = analyze(program, signature=options.signature)
-    chosen = _scorable(program, choose(analysis.axes, analysis.frozen, options), options)
+    free, frozen = _without_inputs(analysis)
+    chosen = _scorable(program, choose(free, frozen, options), options)
     start = Start.of(context, analysis)
     task = _Task(program, analysis, chosen.axes, options, start)
     unread = context.planning and (options.criterion.needs_data or not has_values(program))
@@ -68,6 +70,35 @@ def decide(program: Program, options: ChannelsOptions, context: Context) -> Chan
     decision = task.decision(sizes, scores, keep, (*chosen.declined, *made.declined))
     values = {f"{VALUE}{name}": value for name, value in made.values.items()}
     return decision.model_copy(update={"arrays": {**decision.arrays, **values}})
+
+
+def _without_inputs(analysis: Analysis) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
+    """Return the free and the frozen axes, sizes of inputs among the frozen ones.
+
+    Callers make the inputs; a pass cannot make them give fewer.
+    """
+    tied: dict[Axis, Frozen] = {}
+    for node in analysis.program.graph.find_nodes(op="placeholder"):
+        frozen = Frozen("it is a size of the model's input", str(node.target), "input")
+        for term in analysis.terms(node) or ():
+            tied.update(dict.fromkeys(axes_of(term), frozen))
+    stuck = [replace(axis, frozen=tied[axis]) for axis in analysis.axes if axis in tied]
+    return tuple(a for a in analysis.axes if a not in tied), (*analysis.frozen, *stuck)
+
+
+def _outputs(analysis: Analysis, sizes: Mapping[Axis, int]) -> tuple[str, ...]:
+    """Return which sizes of the outputs change, a line each."""
+    after = {**analysis.sizes, **{axis.id: size for axis, size in sizes.items()}}
+    lines: list[str] = []
+    (output,) = analysis.program.graph.find_nodes(op="output")
+    for number, node in enumerate(output.all_input_nodes):
+        for dim, term in enumerate(analysis.terms(node) or ()):
+            cut = [axis for axis in axes_of(term) if sizes.get(axis, axis.size) < axis.size]
+            if cut:
+                old, new = (polynomial(term).at(each) for each in (analysis.sizes, after))
+                names = ", ".join(axis.name for axis in dict.fromkeys(cut))
+                lines.append(f"output {number}: size {dim} {old} → {new} ({names})")
+    return tuple(lines)
 
 
 def _scorable(program: Program, chosen: Chosen, options: ChannelsOptions) -> Chosen:
@@ -206,6 +237,7 @@ class _Task:
             unknown=dict(self.analysis.unknown),
             declined=declined,
             signature=self.options.signature,
+            outputs=_outputs(self.analysis, sizes) if self.options.signature == "free" else (),
             pending=pending,
             arrays={f"{KEEP}{axis.name}": indices for axis, indices in cut.items()},
         )

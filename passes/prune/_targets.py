@@ -102,7 +102,7 @@ def _check_pattern(pattern: str, where: str, free: Sequence[Axis], frozen: Seque
         raise _nothing(pattern, where, (*free, *frozen))
     if where == "exclude":
         return
-    tied = any(axis.frozen and axis.frozen.cause in ("input", "output") for axis in stuck)
+    tied = any(axis.frozen and axis.frozen.cause == "output" for axis in stuck)
     more = f"; and {len(stuck) - 6} more" if len(stuck) > 6 else ""
     raise SelectorError(
         f"`{pattern}` in `{where}` matches only axes that cannot shrink",

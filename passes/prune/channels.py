@@ -86,7 +86,7 @@ class PruneOptions(Options):
     )
     signature: Literal["fixed", "free"] = Field(
         default="fixed",
-        description="Whether axes that are sizes of the model's inputs and outputs may shrink.",
+        description="`free` lets axes shrink that are sizes of the model's outputs.",
     )
 
 
@@ -163,7 +163,8 @@ class CostFigures(_Entry):
 class ChannelsDecision(Decision):
     """Every selected axis with its new size, what that should save, and what stays and why.
 
-    Tensors that compensation gives other values are in `arrays["value/<name>"]`.
+    `unknown` counts ops without a rule; `outputs` says which sizes of the outputs change. Tensors
+    that compensation gives other values are in `arrays["value/<name>"]`.
     """
 
     axes: tuple[AxisEntry, ...] = ()
@@ -172,6 +173,37 @@ class ChannelsDecision(Decision):
     unknown: dict[str, int] = Field(default_factory=dict)
     declined: tuple[Declined, ...] = ()
     signature: Literal["fixed", "free"] = "fixed"
+    outputs: tuple[str, ...] = ()
+
+    def summary(self) -> tuple[str, ...]:
+        """Return the sizes by kind, what norms span, and the outputs that change."""
+        lines = [_sizes(kind, entries) for kind, entries in self._by_kind().items()]
+        spanned = [each.name for each in self.axes if each.statistics and each.kept < each.size]
+        if spanned:
+            more = f" and {len(spanned) - 2} more" if len(spanned) > 2 else ""
+            lines.append(f"norms over {', '.join(spanned[:2])}{more} count only what is kept")
+        return (*lines, *self.outputs)
+
+    def _by_kind(self) -> dict[str, list[AxisEntry]]:
+        found: dict[str, list[AxisEntry]] = {}
+        for entry in self.axes:
+            found.setdefault(entry.kind, []).append(entry)
+        return found
+
+
+def _sizes(kind: str, entries: list[AxisEntry]) -> str:
+    """Return `channel: 4 of 6 axes, 64 → 40`, the sizes added up where they differ."""
+    cut = [each for each in entries if each.kept < each.size]
+    axes = "1 axis" if len(entries) == 1 else f"{len(entries)} axes"
+    which = axes if len(cut) == len(entries) else f"{len(cut)} of {axes}"
+    sizes = {(each.size, each.kept) for each in cut}
+    if len(sizes) == 1:
+        ((size, kept),) = sizes
+        each = "" if len(cut) == 1 else " each"
+    else:
+        size, kept = sum(e.size for e in cut), sum(e.kept for e in cut)
+        each = " in all"
+    return f"{kind}: {which}" + (f", {size} → {kept}{each}" if cut else "")
 
 
 class Channels(Pass[ChannelsOptions, ChannelsDecision]):
