@@ -95,6 +95,14 @@ def _grouped(site: Site, dims: list[Any], groups: Any, size: int) -> None:
         site.solver.freeze(dims[1], "the last quantisation group is not full")
 
 
+def mask(site: Site) -> Value:
+    """A mask has an entry for each of a weight's, so it shrinks with the weight."""
+    dims = site.dims("input")
+    for mine, theirs in zip(site.weight("mask"), dims, strict=True):
+        site.solver.unify(mine, theirs)
+    return dims
+
+
 def isin(site: Site) -> Value:
     """Compare with a set of values."""
     return site.dims("elements")
@@ -141,6 +149,7 @@ RULES: dict[str, Rule] = {
     "add": add,
     "prelu": prelu,
     "fake_quant": fake_quant,
+    "mask": mask,
     "isin": isin,
     "to": cast,
     "type_as": cast,
