@@ -7,6 +7,7 @@ from fxcompress.pipeline.context import Context
 from fxcompress.testing import hash_inputs, hash_weights_
 from passes.depth.skip_blocks import SkipBlocks
 from passes.prune.burn_in import BurnIn
+from passes.prune.channels import Channels
 from passes.prune.n_m import NM
 from passes.prune.unstructured import Unstructured
 from passes.quantize.static import Static
@@ -76,3 +77,9 @@ def test_n_m(golden_graph):
 def test_burn_in(golden_graph):
     masked = apply(NM, resnet(), {"mode": "keep"}).program
     golden_graph(apply(BurnIn, masked).program)
+
+
+@pytest.mark.golden("passes/prune/channels")
+def test_channels(golden_graph):
+    options = {"ratio": 0.5, "kinds": ["head", "neuron", "residual"]}
+    golden_graph(apply(Channels, transformer(), options).program)
