@@ -75,7 +75,18 @@ class MaskedReference(fx.Interpreter):
         spans = self._analysis.spans.get(n, ())
         if any(axis in self._keep for term in spans for axis in axes_of(term)):
             return self._compact(n)
-        return self._masked(super().run_node(n), self._analysis.nested_terms(n))
+        run = self._recurrent if op_name(n) in _RECURRENT else super().run_node
+        return self._masked(run(n), self._analysis.nested_terms(n))
+
+    def _recurrent(self, n: fx.Node) -> Any:
+        """Run a recurrent layer without what is removed: a removed unit would feed the next step."""
+        module = self.fetch_attr(str(n.target))
+        weights = {
+            name: self._masked(tensor, self._analysis.places(f"{n.target}.{name}"))
+            for name, tensor in module.named_parameters()
+        }
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return torch.func.functional_call(module, weights, args, kwargs)
 
     def _masked(self, value: Any, terms: Any) -> Any:
         """Zero every removed entry of a tensor, or of each tensor of a tuple."""
@@ -236,4 +247,5 @@ def _gap(wanted: Any, got: Any) -> float:
     return gap / scale
 
 
+_RECURRENT = frozenset({"lstm", "gru", "rnn"})
 _NORMS = frozenset({"layer_norm", "rms_norm", "group_norm"})
