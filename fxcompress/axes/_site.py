@@ -115,7 +115,7 @@ class Site:
             if node.op == "get_attr":
                 return str(node.target)
             sources = node.all_input_nodes
-            if len(sources) != 1 or not _same_shape(node, sources[0]):
+            if len(sources) != 1 or not self._same_shape(node, sources[0]):
                 return None
             node = sources[0]
         if self.module is not None and isinstance(getattr(self.module, name, None), torch.Tensor):
@@ -218,6 +218,17 @@ class Site:
         """Return frozen dims for whatever the node yields."""
         return fixed_value(self.node.meta.get("val"), self.solver, reason)
 
+    def unknown(self, reason: str) -> Value:
+        """Freeze what a node touches, and return frozen dims for what it yields."""
+        self.freeze_all(reason)
+        return self.fixed_result(reason)
+
+    def owns_tensors(self) -> bool:
+        """Whether the called module has parameters or buffers."""
+        return self.module is not None and any(
+            True for _ in (*self.module.parameters(), *self.module.buffers())
+        )
+
     def freeze_all(self, reason: str | Frozen) -> None:
         """Freeze every dimension of every operand and of the module's tensors."""
         for source in self.node.all_input_nodes:
@@ -225,6 +236,13 @@ class Site:
         if self.module is not None:
             for name, _ in (*self.module.named_parameters(), *self.module.named_buffers()):
                 freeze_value(self.state(f"{self.node.target}.{name}"), self.solver, reason)
+
+    def _same_shape(self, left: fx.Node, right: fx.Node) -> bool:
+        a, b = left.meta.get("val"), right.meta.get("val")
+        if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+            return False
+        # Sizes are compared as expressions: `==` of two sizes would fix a dynamic one.
+        return self.shape(a) == self.shape(b)
 
     def parameters(self) -> list[str]:
         """Return the op's parameter names in positional order."""
@@ -237,11 +255,6 @@ class Site:
         """Whether a dimension's size is a plain number above 1."""
         size = self.solver.size(dim)
         return is_static(size) and size != ONE
-
-
-def _same_shape(left: fx.Node, right: fx.Node) -> bool:
-    a, b = left.meta.get("val"), right.meta.get("val")
-    return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.shape == b.shape
 
 
 def fixed_value(value: Any, solver: Solver, reason: str | Frozen) -> Value:

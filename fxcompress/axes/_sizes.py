@@ -96,14 +96,20 @@ class SizeReader:
         if not content.is_Integer:
             content, rest = 1, expression
         symbols: list[str] = []
-        shape_env = size.node.shape_env
-        # torch 2.13 renames it, and warns of the old name
-        hint = getattr(shape_env, "guarding_hint_or_throw", None) or shape_env.size_hint
         for factor in rest.args if rest.is_Mul else (rest,):
             base, power = factor.as_base_exp()
             repeat = int(power) if power.is_Integer and power > 0 else 1
             part = base if repeat == power else factor
             name = str(part)
-            self._factors[name] = part, int(hint(part))
+            self._factors[name] = part, _example(size.node.shape_env, part)
             symbols += [name] * repeat
         return int(content), tuple(sorted(symbols))
+
+
+def _example(shape_env: Any, expression: Any) -> int:
+    """Return a size's value at capture; 1 where only data tells it."""
+    if hasattr(shape_env, "optimization_hint"):
+        return int(shape_env.optimization_hint(expression, fallback=1))
+    # torch before 2.13
+    found = shape_env.size_hint(expression, allow_none=True)
+    return 1 if found is None else int(found)
