@@ -17,7 +17,11 @@ def _over_last(count: int) -> Rule:
     """Return the rule of an op over the last `count` dimensions."""
 
     def rule(site: Site) -> Value:
-        return _positions(site, site.dims("input"), count)
+        dims = site.dims("input")
+        samples = site.dims("_random_samples")  # of fractional pooling, `[N, C, count]`
+        for sample, dim in zip(samples[:2], dims, strict=False):
+            site.solver.unify(sample, dim)
+        return _positions(site, dims, count)
 
     return rule
 
