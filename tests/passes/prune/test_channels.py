@@ -10,12 +10,14 @@ from torch import nn
 
 from fxcompress.analysis import cost
 from fxcompress.api import prepare
+from fxcompress.axes import analyze
 from fxcompress.errors import DataError, NumericsError, PassError, SelectorError, UsageError
 from fxcompress.ir import capture
 from fxcompress.pipeline import render_plan
 from fxcompress.pipeline.context import Context
 from fxcompress.rewrite import GraphRewriter
 from passes.prune._latency import search
+from passes.prune._shrink import KEEP, check_masked, shrunk
 from passes.prune.channels import Channels
 from tests.passes.models import ResNet, Transformer, image_batches, token_batches
 from tests.passes.support import apply, captured, random_input, seeded
@@ -406,3 +408,20 @@ def test_a_nan_weight_is_named():
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match="validation error"):
         Channels.Options.model_validate_json(json.dumps(options))
+
+
+def test_a_wrong_channel_is_caught():
+    for program in (resnet(), transformer()):
+        options = Channels.Options.model_validate_json(json.dumps({"ratio": 0.5}))
+        decision = Channels().decide(program, options, Context())
+        analysis = analyze(program)
+        keep = {
+            analysis.axis(name.removeprefix(KEEP)): np.asarray(array)
+            for name, array in decision.arrays.items()
+        }
+        check_masked(analysis, keep, shrunk(program, analysis, keep))
+        axis, indices = next(iter(keep.items()))
+        gone = np.setdiff1d(np.arange(axis.size), indices)
+        wrong = {**keep, axis: np.sort(np.append(indices[1:], gone[0]))}
+        with pytest.raises(PassError, match="does not compute what the masked one does"):
+            check_masked(analysis, keep, shrunk(program, analysis, wrong))
