@@ -4,7 +4,7 @@
     checkpoints/01-<id>/
         program.json                  the graph, without tensors
         state.safetensors             tensors that this pass changed or added
-        decision.safetensors          arrays of the decision, where it has any
+        decision.safetensors          arrays of the decision that are not in the state anyway
         record.json                   PassRecord
         manifest.json                 decision, hashes of the files, and where every tensor is
 
@@ -47,6 +47,7 @@ class Manifest(BaseModel):
 
     Attributes:
         tensors: Name of every tensor -> the checkpoint whose file has it, and its name there.
+        arrays: Array of the decision -> the tensor of this state that is the same in memory.
         files: Hash of each file.
         entry: The pass's decision; None for the original.
         read: Digests of the batches read so far, per split.
@@ -56,6 +57,7 @@ class Manifest(BaseModel):
 
     format_version: str = FORMAT_VERSION
     tensors: Mapping[str, tuple[str, str]]
+    arrays: Mapping[str, str] = {}
     files: Mapping[str, str]
     entry: PassLock | None = None
     read: Mapping[str, tuple[str, ...]] = {}
@@ -105,13 +107,16 @@ class Checkpoints:
         with replaced_folder(self.folder / name) as folder:
             hashes = {GRAPH: _write_json(folder / GRAPH, graph_to_json(program, foreign=True))}
             hashes[STATE] = write_tensors(folder / STATE, fresh)
-            if arrays:
-                save_arrays(folder / ARRAYS, arrays)
+            shared = _shared(arrays or {}, fresh)
+            own = {key: array for key, array in (arrays or {}).items() if key not in shared}
+            if own:
+                save_arrays(folder / ARRAYS, own)
                 hashes[ARRAYS] = _sha(folder / ARRAYS)
             if record is not None:
                 hashes[RECORD] = _write_json(folder / RECORD, record.model_dump(mode="json"))
             manifest = Manifest(
                 tensors={key: known[id(tensor)] for key, tensor in state.items()},
+                arrays=shared,
                 files=hashes,
                 entry=entry,
                 read={split: tuple(each) for split, each in (read or {}).items()},
@@ -163,10 +168,22 @@ class Checkpoints:
             record = None
             if RECORD in manifest.files:
                 record = PassRecord.model_validate_json((folder / RECORD).read_bytes())
-            arrays = load_arrays(folder / ARRAYS) if ARRAYS in manifest.files else {}
-        except (OSError, ValidationError) as error:
+            arrays = self._arrays(name, manifest)
+        except (OSError, ValidationError, SafetensorError) as error:
             raise _damaged(folder, str(error).splitlines()[0]) from error
         return Checkpoint(name, manifest, record, arrays)
+
+    def arrays(self, index: int, step: str) -> dict[str, Any]:
+        """Return the arrays of a pass's decision, read from its files where they are used.
+
+        Raises:
+            RunFolderError: The checkpoint is damaged.
+        """
+        name = f"{index:02d}-{step}"
+        try:
+            return self._arrays(name, self._manifest(name))
+        except (OSError, SafetensorError) as error:
+            raise _damaged(self.folder / name, str(error).splitlines()[0]) from error
 
     def load(
         self, checkpoint: Checkpoint, original: Program | None = None, *, remember: bool = False
@@ -224,6 +241,14 @@ class Checkpoints:
         except (OSError, ValidationError) as error:
             raise _damaged(path, str(error).splitlines()[0]) from error
 
+    def _arrays(self, name: str, manifest: Manifest) -> dict[str, Any]:
+        folder = self.folder / name
+        found = load_arrays(folder / ARRAYS) if ARRAYS in manifest.files else {}
+        if manifest.arrays:
+            with safe_open(str(folder / STATE), framework="pt") as file:
+                found.update({key: file.get_tensor(at) for key, at in manifest.arrays.items()})
+        return found
+
     def _tensors(self, places: Mapping[str, tuple[str, str]]) -> dict[str, torch.Tensor]:
         """Read tensors, each once however many names it has."""
         wanted: dict[str, set[str]] = {}
@@ -235,6 +260,19 @@ class Checkpoints:
                 for key in keys:
                     read[(name, key)] = file.get_tensor(key)
         return {name: read[place] for name, place in places.items()}
+
+
+def _shared(arrays: Mapping[str, Any], fresh: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return which arrays are tensors of the state: what was trained is both."""
+    places = {_place(tensor): key for key, tensor in fresh.items() if tensor.numel()}
+    found = {key: places.get(_place(array)) for key, array in arrays.items()}
+    return {key: at for key, at in found.items() if at is not None}
+
+
+def _place(array: Any) -> object:
+    if not isinstance(array, torch.Tensor):
+        return None
+    return array.data_ptr(), array.device, array.dtype, array.shape, array.stride()
 
 
 def _like(value: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

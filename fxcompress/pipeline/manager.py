@@ -179,10 +179,10 @@ class _Run:
             applied = self._apply(runner, index, step, program, record)
             if plan is not None:
                 plan.check_decision(step, applied.entry, applied.decision)
-            made = made.with_pass(applied.entry, applied.decision.arrays, self.context.read)
             program = applied.program
             record = record.model_copy(update={"passes": (*record.passes, applied.record)})
-            self._keep(index, applied, record)
+            arrays = self._keep(index, applied, record)
+            made = made.with_pass(applied.entry, arrays, self.context.read)
             self._clear_scratch(index, step)
             del applied
             self._map_original()
@@ -308,9 +308,10 @@ class _Run:
         self._tell("end", index, step)
         return applied
 
-    def _keep(self, index: int, applied: Applied, record: RunRecord) -> None:
+    def _keep(self, index: int, applied: Applied, record: RunRecord) -> Mapping[str, Any]:
+        """Write the checkpoint; return the decision's arrays, in memory only without a folder."""
         if self.folder is None or self.checkpoints is None:
-            return
+            return applied.decision.arrays
         self.checkpoints.write(
             applied.program,
             index=index,
@@ -320,6 +321,7 @@ class _Run:
             read=self.context.read,
         )
         self.folder.write(record)
+        return self.checkpoints.arrays(index, applied.record.id)
 
     def _clear_scratch(self, index: int, step: Step) -> None:
         if self.folder is not None:
