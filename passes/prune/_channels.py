@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from passes.prune.channels import ChannelsOptions
 
 __all__ = ["decide"]
-
-_IN_UNITS_OF_LOSS: Final = frozenset({"taylor", "fisher", "obd"})
 
 Scores = dict[Axis, NDArray[np.float64]]
 
@@ -154,9 +152,7 @@ class _Task:
         """Return sizes that meet goals: by the scores of all axes, or the same part of each."""
         if not self.options.is_global:
             return self.evenly(goals)
-        criterion = self.options.criterion
-        relative = criterion.factory is None and criterion.name not in _IN_UNITS_OF_LOSS
-        sizes = self.analysis.sizes
+        sizes, relative = self.analysis.sizes, self.options.criterion.relative
         return spend(self.axes, scores, goals, self.limits, sizes, relative=relative)
 
     def evenly(self, goals: list[Goal]) -> dict[Axis, int]:

@@ -20,6 +20,7 @@ Reduction: TypeAlias = Literal["auto", "sum", "mean", "max", "first"]
 Normalise: TypeAlias = Literal["auto", "none", "mean", "max", "sum"]
 
 _WITH_DATA: Final = frozenset({"taylor", "fisher", "obd", "activation_norm", "apoz", "wanda"})
+_IN_UNITS_OF_LOSS: Final = frozenset({"fisher", "obd"})
 _PER_AXIS_MEAN: Final = frozenset({"l1", "l2", "fpgm", "activation_norm", "wanda"})
 _OVER_PLACES_MEAN: Final = frozenset({"bn_scale", "activation_norm", "apoz"})
 _ROLES: Final[dict[str, tuple[Role, ...]]] = {
@@ -51,8 +52,9 @@ class Criterion(Options):
     )
     normalise: Normalise = Field(
         default="auto",
-        description="What an axis's scores are divided by, to compare axes; `auto` is `mean` for "
-        "l1, l2, fpgm, activation_norm and wanda, else `none`.",
+        description="What an axis's scores are divided by before a budget compares those of all "
+        "axes; with `auto` it compares shares of each axis, except for fisher and obd, which are "
+        "compared as they are.",
     )
     roles: tuple[Role, ...] = Field(
         default=(), description="Places that count; empty means those the criterion is made for."
@@ -97,6 +99,17 @@ class Criterion(Options):
     def counted(self) -> tuple[Role, ...]:
         """The roles of the places that count."""
         return self.roles or _ROLES.get(self.name, ())
+
+    @property
+    def relative(self) -> bool:
+        """Whether a budget compares scores only within an axis, and axes by their shares.
+
+        Measured, that beats scores as they are for all criteria but `fisher` and `obd`, whose
+        scores add up to a loss. Whoever sets `normalise`, or writes a criterion, has scores in
+        one unit.
+        """
+        given = self.factory is not None or self.normalise != "auto"
+        return not given and self.name not in _IN_UNITS_OF_LOSS
 
     @property
     def divisor(self) -> Literal["none", "mean", "max", "sum"]:

@@ -32,16 +32,17 @@ Gradients = Mapping[str, Tensor]
 def taylor(
     program: Program, axes: Iterable[Axis], criterion: Criterion, context: Context
 ) -> Scores:
-    """Return the mean over batches of |Σ g·w| over the slices of a group.
+    """Return the mean over samples of |Σ g·w| over the slices of a group.
 
-    That is the first-order change of the loss when the group's slices are zeroed: the square root
-    of the group contribution of Molchanov et al., 2019 (arXiv:1906.10771, section 3.1). With the
-    places that read the axis, it is the change when what the index sends on is held at zero.
+    That is the first-order change of a sample's loss when the group's slices are zeroed: the
+    square root of the group contribution of Molchanov et al., 2019 (arXiv:1906.10771, section
+    3.1). With the places that read the axis, it is the change when what the index sends on is held
+    at zero. Samples are taken one by one, since gradients of a batch cancel at a minimum.
     """
-    batches = context.labelled_samples(criterion.data, criterion.samples)
+    samples = _one_by_one(program, context.labelled_samples(criterion.data, criterion.samples))
     return _mean(
-        program, axes, criterion, batches, lambda scores: np.abs(_joint(scores, criterion))
-    )
+        program, axes, criterion, samples, lambda scores: np.abs(_joint(scores, criterion)),
+    )  # fmt: skip
 
 
 def fisher(

@@ -68,7 +68,7 @@ def _lamp(squares: NDArray[np.float64]) -> NDArray[np.float64]:
 def _squares(program: Program, axes: Iterable[Axis], criterion: Criterion) -> Scores:
     state = program.state()
     places = counted_places(program, axes, criterion)
-    found = score_places(places, lambda place: state[place.tensor].detach().double().square())
+    found = score_places(places, lambda place: state[place.tensor].detach().float().square())
     return reduce(found, criterion)
 
 
