@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from passes.prune._job import Job
     from passes.prune._weights import Weight
 
-__all__ = ["Found", "find"]
+__all__ = ["Found", "find", "scores_of"]
 
 # Elements of Hessians that are factored at a time: 512 MiB in double precision.
 _AT_ONCE = 1 << 26
@@ -43,15 +43,26 @@ def find(job: Job, context: Context) -> Found:
     """
     if job.options.criterion == "sparsegpt":
         return _SparseGPT(job, context).run()
-    norms = _norms(job, context) if job.options.criterion == "wanda" else {}
-    scores = {weight.tensor: _scores(job, weight, norms) for weight in job.weights}
+    scores = scores_of(job, context)
     zeros = job.pattern.zeros(scores)
     # What was pruned before stays so, even where less is asked for now.
     return Found({name: each | (scores[name] < 0) for name, each in zeros.items()})
 
 
+def scores_of(job: Job, context: Context) -> dict[str, Tensor]:
+    """Return the scores of every weight, `[groups, out, columns]`: Wanda's, or magnitudes.
+
+    What a mask holds at zero is below all others.
+
+    Raises:
+        DataError: The calibration split is missing or too small.
+        NumericsError: A NaN or an infinity in weights or in what they are multiplied with.
+    """
+    norms = _norms(job, context) if job.options.criterion == "wanda" else {}
+    return {weight.tensor: _scores(job, weight, norms) for weight in job.weights}
+
+
 def _scores(job: Job, weight: Weight, norms: dict[str, Norms]) -> Tensor:
-    """Return `[groups, out, columns]`; what a mask holds at zero is below all others."""
     value = job.value(weight)
     scores = weight.form.rows(value if value.dtype == torch.float64 else value.float()).abs()
     if weight.tensor in norms:
@@ -134,11 +145,13 @@ class _SparseGPT:
         options, fixed = self.job.options, self.job.fixed(weight)
         groups, _, columns = rows.shape
         step = max(1, _AT_ONCE // columns**2)
+        # Later blocks are chosen after the updates of earlier ones; one block would choose blindly.
+        size = options.block or min(128, max(8, columns // 8))
         made, zeros = [], []
         for start in range(0, groups, step):
             part = slice(start, start + step)
             held = None if fixed is None else fixed[part]
-            choose, width, block = self.job.pattern.chooser(held, options.block)
+            choose, width, block = self.job.pattern.chooser(held, size)
             solved = sparsegpt(
                 rows[part],
                 hessian[part],

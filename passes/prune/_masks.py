@@ -14,6 +14,7 @@ from fxcompress.nn import Mask, take_weight_as_operand
 from fxcompress.rewrite import burn_masks
 from passes._paths import scope_beside
 from passes.prune._forms import Form
+from passes.prune._orders import apply_orders, ordered_tensors
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -55,6 +56,7 @@ def set_sparse(rewriter: GraphRewriter, decision: SparsityDecision) -> None:
     """Write the zeros of a decision into weights, and put masks in or take them out."""
     for declined in decision.declined:
         rewriter.decline(declined.node, declined.reason, declined.because_of)
+    apply_orders(rewriter, decision.orders, decision.arrays)
     for entry in decision.weights:
         weight = rewriter.get_tensor(entry.tensor)
         zeros = _zeros(entry, decision.arrays, weight)
@@ -115,7 +117,13 @@ def check_sparse(before: Program, after: Program, decision: SparsityDecision) ->
     Raises:
         PassError: They are not, or something did.
     """
-    old, new = before.state(), after.state()
+    new = after.state()
+    ordered = ordered_tensors(before, decision.orders, decision.arrays)
+    # A tied tensor is ordered under its canonical name.
+    old = {
+        name: ordered.get(before.ties.get(name, name), tensor)
+        for name, tensor in before.state().items()
+    }
     touched = {entry.tensor for entry in decision.weights}
     touched |= {alias for alias, name in before.ties.items() if name in touched}
     touched |= {f"{entry.mask}.mask" for entry in decision.weights if entry.masked}

@@ -10,7 +10,7 @@ from fxcompress.pipeline.base import Decision, Selection
 from fxcompress.rewrite.edits import Declined
 from passes.prune._forms import Form
 
-__all__ = ["Criterion", "Mode", "SparseWeight", "SparsityDecision", "SparsityOptions"]
+__all__ = ["AxisOrder", "Criterion", "Mode", "SparseWeight", "SparsityDecision", "SparsityOptions"]
 
 Criterion = Literal["magnitude", "wanda", "sparsegpt"]
 Mode = Literal["burn", "keep"]
@@ -29,8 +29,11 @@ class SparsityOptions(Selection):
     calibration: int = Field(
         default=128, ge=1, description="Samples of the calibration split (wanda, sparsegpt)."
     )
-    block: int = Field(
-        default=128, ge=1, description="Columns that are pruned together (sparsegpt)."
+    block: int | None = Field(
+        default=None,
+        ge=1,
+        description="Columns that are pruned together; by default an eighth of all, from 8 to "
+        "128 (sparsegpt).",
     )
     damping: float = Field(
         default=0.01,
@@ -71,6 +74,22 @@ class SparseWeight(BaseModel):
         return None if self.zeros is None else self.zeros / self.entries
 
 
+class AxisOrder(BaseModel):
+    """An axis whose indices are put into another order, which is in `arrays["<axis>.order"]`.
+
+    Attributes:
+        axis: Its name.
+        before: Which part of the scores of the weights that read it N:M keeps in its old order.
+        after: The same in the new order.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    axis: str
+    before: float
+    after: float
+
+
 class SparsityDecision(Decision):
     """Every weight that gets zeros, and the layers that are left dense, with reasons.
 
@@ -79,6 +98,7 @@ class SparsityDecision(Decision):
         mode: Whether masks stay in the graph.
         pattern: At most `(n, m)`: n of m consecutive input channels are kept; None for any.
         sparsity: Which part of all these weights becomes zero; None while pending.
+        orders: Axes whose order changes first.
     """
 
     criterion: Criterion
@@ -87,3 +107,4 @@ class SparsityDecision(Decision):
     declined: tuple[Declined, ...] = ()
     pattern: tuple[int, int] | None = None
     sparsity: float | None = None
+    orders: tuple[AxisOrder, ...] = ()

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from fxcompress.errors import UsageError
 from passes._paths import free_path, path_beside
-from passes.prune._find import find
+from passes.prune._find import Found, find
 from passes.prune._job import Job
 from passes.prune._masks import pack, pruned_weight
+from passes.prune._ordering import find_orders
 from passes.prune._patterns import NOfM, Pattern
-from passes.prune._sparsity import SparseWeight, SparsityDecision
+from passes.prune._sparsity import AxisOrder, SparseWeight, SparsityDecision
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -27,9 +28,21 @@ __all__ = ["decide"]
 
 
 def decide(
-    program: Program, options: SparsityOptions, pattern: Pattern, context: Context
+    program: Program,
+    options: SparsityOptions,
+    pattern: Pattern,
+    context: Context,
+    *,
+    escapes: int | None = None,
 ) -> SparsityDecision:
     """Return the zeros of every selected weight; without them where only a run can know.
+
+    Args:
+        program: What is pruned.
+        options: Which weights, and by what.
+        pattern: Where zeros may go.
+        context: Holds the data.
+        escapes: Search better orders of channels, for N:M, with so many escapes; None for none.
 
     Raises:
         SelectorError: The selection fits no layer, or not as many as expected.
@@ -40,13 +53,30 @@ def decide(
     job = Job.of(program, options, pattern)
     if not job.weights:
         raise _nothing(job.declined)
-    paths = _mask_paths(job)
-    pending = _pending(job, context)
+    pending = _pending(job, context, ordering=escapes is not None)
     if pending:
+        paths = _mask_paths(job)
         entries = [_entry(job, each, paths, None) for each in job.weights]
-        return _decision(job, entries, {}, pending)
-    found = find(job, context)
-    entries, arrays = [], {}
+        return _decision(job, entries, {}, pending=pending)
+    orders: tuple[AxisOrder, ...] = ()
+    arrays: dict[str, Any] = {}
+    if escapes is not None and isinstance(pattern, NOfM):
+        orders, ordered = find_orders(job, pattern, escapes, context)
+        arrays.update(ordered)
+    entries = _pruned(job, find(job, context), arrays)
+    if not entries:
+        raise _nothing(job.declined)
+    return _decision(job, entries, arrays, orders=orders)
+
+
+def _pruned(job: Job, found: Found, arrays: dict[str, Any]) -> list[SparseWeight]:
+    """Return an entry for each weight that changes, and add its arrays; decline the others.
+
+    Raises:
+        UsageError: All of a weight would be zero.
+    """
+    paths = _mask_paths(job)
+    entries: list[SparseWeight] = []
     for weight in job.weights:
         zeros, rows = found.zeros[weight.tensor], found.rows.get(weight.tensor)
         value = job.value(weight)
@@ -60,16 +90,16 @@ def decide(
         arrays[f"{weight.tensor}.zeros"] = pack(mask)
         if rows is not None:
             arrays[f"{weight.tensor}.kept"] = made[~mask]
-    if not entries:
-        raise _nothing(job.declined)
-    return _decision(job, entries, arrays)
+    return entries
 
 
-def _pending(job: Job, context: Context) -> tuple[str, ...]:
+def _pending(job: Job, context: Context, *, ordering: bool) -> tuple[str, ...]:
     """Return what cannot be known now, per weight."""
     when = ""
     if job.options.criterion != "magnitude" and context.planning:
         when = f"known after calibration ({job.options.calibration} samples)"
+    elif ordering and context.planning:
+        when = "known after the search for orders of channels"
     elif any(job.value(each).is_meta for each in job.weights):
         when = "known once the weights have values"
     return tuple(f"{each.tensor}: zeros {when}" for each in job.weights) if when else ()
@@ -91,9 +121,11 @@ def _unchanged(job: Job, weight: Weight, zeros: Tensor, made: Tensor) -> str | N
     if not bool(zeros.any()):
         return "none of its weights is pruned: the ratio or the threshold is too small"
     fixed = job.fixed(weight)
-    keep = job.options.mode == "keep"
-    masked_so = torch.equal(fixed, zeros) if keep and fixed is not None else fixed is None
-    if masked_so and keep == (fixed is not None) and torch.equal(made, job.value(weight)):
+    if job.options.mode == "keep":
+        masked_so = fixed is not None and torch.equal(fixed, zeros)
+    else:
+        masked_so = fixed is None
+    if masked_so and torch.equal(made, job.value(weight)):
         return "it is as sparse already"
     return None
 
@@ -133,7 +165,9 @@ def _decision(
     job: Job,
     entries: Sequence[SparseWeight],
     arrays: Mapping[str, Any],
+    *,
     pending: tuple[str, ...] = (),
+    orders: tuple[AxisOrder, ...] = (),
 ) -> SparsityDecision:
     zeros = sum(each.zeros or 0 for each in entries)
     sparsity = None if pending else round(zeros / sum(each.entries for each in entries), 6)
@@ -145,6 +179,7 @@ def _decision(
         declined=tuple(job.declined),
         pattern=(pattern.n, pattern.m) if isinstance(pattern, NOfM) else None,
         sparsity=sparsity,
+        orders=orders,
         arrays=dict(arrays),
         pending=pending,
     )

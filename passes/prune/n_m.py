@@ -23,6 +23,14 @@ class NMOptions(SparsityOptions):
     n: int = Field(default=2, ge=1, description="How many of `m` weights are kept.")
     m: int = Field(default=4, ge=2, description="How many consecutive input channels are a group.")
 
+    permute: bool = Field(
+        default=False,
+        description="Put input channels into an order whose groups keep more, where they are free.",
+    )
+    escapes: int = Field(
+        default=8, ge=0, description="Random swaps that the search goes on from (permute)."
+    )
+
     @model_validator(mode="after")
     def _fewer_than_all(self) -> Self:
         if self.n >= self.m:
@@ -40,6 +48,10 @@ class NM(Pass[NMOptions, SparsityDecision]):
     chooses when it reaches a group, by the weights as they are then.
 
     Layers whose input channels (per group) are no multiple of M are declined.
+
+    With `permute`, input channels are first put into an order whose groups keep more of the scores
+    (Pool & Yu, 2021, "Channel Permutations for N:M Sparsity", NeurIPS), where they are a free axis:
+    all that makes or reads these channels follows, so the function stays the same.
 
     Preserves: approximate. Criteria other than `magnitude` need a `calibration` split.
     """
@@ -60,7 +72,9 @@ class NM(Pass[NMOptions, SparsityDecision]):
         from passes.prune._patterns import NOfM
         from passes.prune._zeros import decide
 
-        return decide(program, options, NOfM(options.n, options.m), context)
+        pattern = NOfM(options.n, options.m)
+        escapes = options.escapes if options.permute else None
+        return decide(program, options, pattern, context, escapes=escapes)
 
     def rewrite(self, rewriter: GraphRewriter, decision: SparsityDecision) -> None:
         """Write the zeros, and add, change or burn in masks."""
