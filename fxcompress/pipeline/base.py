@@ -79,6 +79,10 @@ class Pass(ABC, Generic[OptionsT, DecisionT]):
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    def reads(self, options: OptionsT) -> frozenset[str]:
+        """Return the splits that a run with these options cannot do without; `needs`, if fixed."""
+        return type(self).needs
+
     @abstractmethod
     def decide(self, program: Program, options: OptionsT, context: Context) -> DecisionT:
         """Return what to do. Pure: the program is read, never changed.

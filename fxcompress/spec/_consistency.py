@@ -70,7 +70,8 @@ def _splits(
         wanted.append((place, blocks.metric.split, "the metric"))
     for step, index in zip(steps, places, strict=True):
         wanted.extend(
-            (("passes", index), split, f"`{step.use}`") for split in sorted(step.pass_.needs)
+            (("passes", index), split, f"`{step.use}`")
+            for split in sorted(step.pass_.reads(step.options))
         )
     for key, split, who in wanted:
         if split not in known:

@@ -86,6 +86,10 @@ class Fit(Pass[FitOptions, FitDecision]):
     Decision: ClassVar[type[Decision]] = FitDecision
     preserves: ClassVar[Preserves] = "trained"
 
+    def reads(self, options: FitOptions) -> frozenset[str]:
+        """Return the split that it trains on."""
+        return frozenset({options.split})
+
     def decide(self, program: Program, options: FitOptions, context: Context) -> FitDecision:
         """Train a copy; when planning, check what it is told and name what is to come.
 

@@ -87,3 +87,15 @@ def test_a_killed_run_of_a_spec_ends_in_the_same_bytes(folder, capsys):
     assert main(["run", "spec.yaml", "-o", "killed", "--resume"]) == 0
     whole, resumed = content(folder / "whole"), content(folder / "killed")
     assert [name for name in whole | resumed if whole.get(name) != resumed.get(name)] == []
+
+
+def test_a_spec_without_the_split_is_refused_before_anything_is_loaded(folder, capsys):
+    text = SPEC.replace('data: {factory: "data.py:digits"}', "data: {eval: {random: 4}, "
+                        "calibration: {random: 4}, tune: {random: 4}}")  # fmt: skip
+    (folder / "spec.yaml").write_text(text)
+    assert main(["check", "spec.yaml"]) == 2
+    assert "`train.fit` needs a split `train`" in capsys.readouterr().out
+    (folder / "spec.yaml").write_text(
+        text.replace("    epochs: 4", "    epochs: 4\n    split: tune")
+    )
+    assert main(["check", "spec.yaml"]) == 0
