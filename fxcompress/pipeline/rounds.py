@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from fxcompress.errors import PassError, UsageError
 from fxcompress.pipeline.base import Decision, OptionsT, Pass, Preserves
@@ -28,6 +28,8 @@ __all__ = [
     "stop_of",
     "without",
 ]
+
+AnyDecision: TypeAlias = Decision
 
 
 class Rounds(Pass[OptionsT, Decision]):
@@ -60,7 +62,7 @@ class Rounds(Pass[OptionsT, Decision]):
         """
         return None
 
-    def decide(self, program: Program, options: OptionsT, context: Context) -> Decision:
+    def decide(self, program: Program, options: OptionsT, context: Context) -> AnyDecision:
         """Refuse: there is nothing to decide at once.
 
         Raises:
@@ -68,7 +70,7 @@ class Rounds(Pass[OptionsT, Decision]):
         """
         raise self._only_in_steps()
 
-    def rewrite(self, rewriter: GraphRewriter, decision: Decision) -> None:
+    def rewrite(self, rewriter: GraphRewriter, decision: AnyDecision) -> None:
         """Refuse: there is nothing to rewrite at once.
 
         Raises:
@@ -139,19 +141,21 @@ def check_metric(steps: Iterable[Step], metric: Metric | None) -> None:
         UsageError: There is no metric.
     """
     for step in steps:
-        owner = step.round.owner if step.round else None
-        if metric is None and owner and owner.pass_.needs_metric(owner.options):
+        if metric is None and can_be_undone(step):
+            assert step.round is not None, "only a round can be undone"
             raise UsageError(
-                f"{owner.id} stops by the metric, and there is none",
+                f"{step.round.owner.id} stops by the metric, and there is none",
                 hint="add a `metric` to the spec, or take `metric_drop` out",
-                where=owner.where or None,
+                where=step.where or None,
             )
 
 
 def can_be_undone(step: Step) -> bool:
     """Whether a round begins that the run may have to go back from."""
     mine = step.round
-    return mine is not None and mine.first and mine.owner.pass_.needs_metric(mine.owner.options)
+    if mine is None or not mine.first:
+        return False
+    return _series(mine).needs_metric(mine.owner.options)
 
 
 def stop_of(steps: Sequence[Step], record: RunRecord, metric: Metric | None) -> Stop | None:
@@ -170,7 +174,7 @@ def stop_of(steps: Sequence[Step], record: RunRecord, metric: Metric | None) -> 
     after = record.passes[-1].metric
     if before is None or after is None:
         return None
-    reason = mine.owner.pass_.stop(mine.owner.options, before, after, metric)
+    reason = _series(mine).stop(mine.owner.options, before, after, metric)
     if reason is None:
         return None
     undone = [i for i in of_series if (each := steps[i].round) and each.number >= mine.number]
@@ -182,3 +186,9 @@ def stop_of(steps: Sequence[Step], record: RunRecord, metric: Metric | None) -> 
             where=mine.owner.where or None,
         )
     return Stop(undone[0], tuple(steps[i].id for i in undone), f"round {mine.number}: {reason}")
+
+
+def _series(mine: Round) -> Rounds[Any]:
+    found = mine.owner.pass_
+    assert isinstance(found, Rounds), "only Rounds are expanded into rounds"
+    return found

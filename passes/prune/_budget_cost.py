@@ -67,13 +67,16 @@ class CostArrays:
     def gradient(self, sizes: Floats) -> Floats:
         """Return d cost / d size, `[axes]`, at positive sizes."""
         parts = self._values(sizes)[self._monomial] * self._powers / sizes[self._axes]
-        return np.bincount(self._axes, weights=parts, minlength=self.size)
+        return self._summed(parts)
 
     def differences(self, sizes: Floats, change: Floats) -> Floats:
         """Return, for each axis, by how much the cost rises if its size alone changes so."""
         factor = (1 + change / sizes)[self._axes] ** self._powers - 1
-        parts = self._values(sizes)[self._monomial] * factor
-        return np.bincount(self._axes, weights=parts, minlength=self.size)
+        return self._summed(self._values(sizes)[self._monomial] * factor)
+
+    def _summed(self, parts: Floats) -> Floats:
+        total = np.bincount(self._axes, weights=parts, minlength=self.size)
+        return total.astype(np.float64, copy=False)
 
     def _values(self, sizes: Floats) -> Floats:
         if not len(self._starts):

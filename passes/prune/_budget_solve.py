@@ -87,7 +87,8 @@ class Blocks:
     def removed(self, taken: Ints) -> Floats:
         """Return how many indices of each axis are gone with its first `taken` blocks."""
         gone = self._gone(taken)
-        return np.bincount(self.axis[gone], weights=self.width[gone], minlength=len(taken))
+        total = np.bincount(self.axis[gone], weights=self.width[gone], minlength=len(taken))
+        return total.astype(np.float64, copy=False)
 
     def lost(self, taken: Ints) -> float:
         """Return the total loss."""

@@ -131,9 +131,10 @@ class _Task:
     def limits(self) -> Limits:
         """What bounds the sizes."""
         given = self.options.round_to
-        multiples = {"": given} if isinstance(given, int) else dict(given)
-        if "default" in multiples:
-            multiples[""] = multiples.pop("default")
+        if isinstance(given, int):
+            multiples = {"": given}
+        else:
+            multiples = {"" if kind == "default" else kind: n for kind, n in given.items()}
         return Limits(multiples, self.options.min_keep, self.options.max_ratio)
 
     def sizes(self, scores: Mapping[Axis, NDArray[np.float64]]) -> dict[Axis, int]:

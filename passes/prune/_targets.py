@@ -43,6 +43,7 @@ def choose(free: Sequence[Axis], frozen: Sequence[Axis], options: PruneOptions) 
     for pattern in (*options.targets, *options.exclude):
         where = "targets" if pattern in options.targets else "exclude"
         _check_pattern(pattern, where, free, frozen)
+    _check_kinds(free, options)
     hit = [a for a in free if not options.targets or _any(a, options.targets)]
     kind = [a for a in hit if not options.kinds or a.kind in options.kinds]
     kept = [a for a in kind if not _any(a, options.exclude)]
@@ -87,10 +88,21 @@ def amounts(values: Mapping[str, T], axes: Iterable[Axis], what: str) -> dict[Ax
             raise _nothing(pattern, what, known)
     found: dict[Axis, T] = {}
     for axis in known:
-        pattern = next((each for each in values if _fits(axis, each)), None)
-        if pattern is not None:
-            found[axis] = values[pattern]
+        first = next((each for each in values if _fits(axis, each)), None)
+        if first is not None:
+            found[axis] = values[first]
     return found
+
+
+def _check_kinds(free: Sequence[Axis], options: PruneOptions) -> None:
+    kinds = sorted({axis.kind for axis in free})
+    for kind in options.kinds:
+        if kind not in kinds:
+            raise SelectorError(
+                f"`{kind}` in `kinds` matches no axis",
+                reason=f"none of {len(free)} axes that can shrink is of this kind",
+                hint=f"there are: {one_of(kinds)}" if kinds else "",
+            )
 
 
 def _check_pattern(pattern: str, where: str, free: Sequence[Axis], frozen: Sequence[Axis]) -> None:
