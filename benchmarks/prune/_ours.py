@@ -1,4 +1,4 @@
-"""What fxcompress does with one model of the zoo: analyse, choose, shrink, prove, emit."""
+"""What fxcompress does with one model of the zoo: `prune.channels`, judged, and emitted."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from ._sides import conclude, parameters
 if TYPE_CHECKING:
     from fxcompress.axes import Analysis, Axis, Term
     from fxcompress.ir import Program
+    from passes.prune.channels import ChannelsDecision
 
-__all__ = ["choose", "prune_ours", "removed_entries"]
+__all__ = ["decide", "prune_ours", "removed_entries", "rewrite"]
 
 Keep = Mapping["Axis", "np.ndarray[Any, np.dtype[np.int64]]"]
 _BATCH, _OTHER_BATCH = 2, 3
@@ -38,7 +39,7 @@ def prune_ours(
     """Prune every free axis by the ratio and write down what came of it."""
     from fxcompress.axes import analyze
     from fxcompress.ir import capture
-    from fxcompress.rewrite import GraphRewriter, shrink
+    from passes.prune._shrink import KEEP
 
     def stage(name: str) -> None:
         outcome.stage = name
@@ -54,15 +55,18 @@ def prune_ours(
     except Exception as error:  # what does not capture is the zoo's table, not this one
         outcome.status, outcome.detail = "not captured", describe(error)
         return
-    stage("analyse")
+    stage("decide")
     start = time.process_time()
-    analysis = analyze(program)
-    keep = choose(analysis, task.ratio)
-    stage("shrink")
-    rewriter = GraphRewriter(program)
-    shrink(rewriter, analysis, keep)
-    pruned = rewriter.finish()
+    decision = decide(program, task.ratio)
+    stage("rewrite")
+    pruned = rewrite(program, decision)
     outcome.seconds = time.process_time() - start
+    analysis = analyze(program)
+    keep = {
+        axis: np.asarray(decision.arrays[f"{KEEP}{axis.name}"])
+        for axis in analysis.axes
+        if f"{KEEP}{axis.name}" in decision.arrays
+    }
     _write_reach(outcome, analysis, keep)
     outcome.parameters_after = parameters(pruned.module)
     stage("judge")
@@ -80,25 +84,23 @@ def prune_ours(
         outcome.emitted = _emit(pruned, task.emit, zoo)
 
 
-def choose(analysis: Analysis, ratio: float) -> Keep:
-    """Keep the indices of every free axis whose weights are largest (L2 over all its places)."""
-    from fxcompress.axes import positions
+def decide(program: Program, ratio: float) -> ChannelsDecision:
+    """Decide as `prune.channels` does with nothing but a ratio: L2 over each group."""
+    from fxcompress.pipeline import Context
+    from passes.prune.channels import Channels, ChannelsOptions
 
-    state = analysis.program.state()
-    keep = {}
-    for axis in analysis.axes:
-        left = max(1, round(axis.size * (1.0 - ratio)))
-        if left == axis.size:
-            continue
-        score = np.zeros(axis.size)
-        for place in axis.places:
-            tensor = state[place.tensor]
-            if isinstance(tensor, nn.Parameter):
-                square = tensor.detach().double().square().transpose(0, place.dim)
-                rows = positions(place.term, axis)
-                score += square.reshape(len(square), -1).sum(1).numpy()[rows].sum(1)
-        keep[axis] = np.sort(np.argsort(-score, kind="stable")[:left])
-    return keep
+    options = ChannelsOptions(ratio=ratio, max_ratio=max(ratio, 0.5))
+    return Channels().decide(program, options, Context())
+
+
+def rewrite(program: Program, decision: ChannelsDecision) -> Program:
+    """Rewrite as the pass does."""
+    from fxcompress.rewrite import GraphRewriter
+    from passes.prune.channels import Channels
+
+    rewriter = GraphRewriter(program)
+    Channels().rewrite(rewriter, decision)
+    return rewriter.finish()
 
 
 def removed_entries(analysis: Analysis, keep: Keep) -> dict[str, dict[int, list[int]]]:

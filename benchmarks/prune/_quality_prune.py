@@ -53,26 +53,28 @@ def prune(name: str, model: nn.Module, data: Split, size: int, share: float) -> 
 def _peer(
     how: str, model: nn.Module, calibration: Split, size: int, target: float
 ) -> nn.Module | None:
-    """Prune by the smallest ratio whose result is cheap enough, found by halving."""
+    """Prune by the smallest ratio whose result is cheap enough, found by halving.
+
+    With one ratio for every layer the cost does not depend on the criterion, so that the ratio is
+    found with the cheapest one.
+    """
     example = ((torch.randn(1, 1, size, size),), {})
-    best: nn.Module | None = None
-    low, high = 0.0, 0.95
-    for _ in range(7):
-        ratio = (low + high) / 2
+
+    def attempt(ratio: float, how: str) -> nn.Module | None:
         candidate = copy.deepcopy(model)
         torch.manual_seed(0)
         try:
             _peer_step(how, candidate, calibration, example, ratio)
-            cost: float = macs(candidate, size)
+            return candidate if macs(candidate, size) <= target else None
         except (RuntimeError, IndexError, ValueError):
-            cost = 0.0  # emptied a layer: too much was pruned
-            candidate = None  # type: ignore[assignment]
-        if cost > target:
-            low = ratio
-        else:
-            high = ratio
-            best = candidate if candidate is not None else best
-    return best
+            return None  # a layer is empty
+
+    low, high = 0.0, 0.95
+    for _ in range(7):
+        ratio = (low + high) / 2
+        fits = attempt(ratio, how if "global" in how else "L1") is not None
+        low, high = (low, ratio) if fits else (ratio, high)
+    return attempt(high, how)
 
 
 def _peer_step(how: str, model: nn.Module, calibration: Split, example: Any, ratio: float) -> None:

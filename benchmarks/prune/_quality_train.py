@@ -21,23 +21,24 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Dataset:
-    """How many images are trained on and for how many epochs; `size` is the side in pixels."""
+    """How many images are trained and tested on, for how many epochs; `size` is in pixels."""
 
     size: int
     train: int
+    test: int
     epochs: int
     tune_epochs: int
 
 
 DATASETS = {
-    "digits": Dataset(size=8, train=1200, epochs=25, tune_epochs=6),
-    "Fashion-MNIST": Dataset(size=28, train=6000, epochs=6, tune_epochs=2),
+    "digits": Dataset(size=8, train=1200, test=597, epochs=25, tune_epochs=6),
+    "Fashion-MNIST": Dataset(size=28, train=4000, test=4000, epochs=8, tune_epochs=1),
 }
 Split = tuple[Tensor, Tensor]
 
 
 def load(name: str) -> tuple[Split, Split]:
-    """Return the training part and the whole test set, images first."""
+    """Return the images and classes that are trained on, and those of the test set."""
     if name == "digits":
         images, classes = _spec("digits").load()
         count = DATASETS[name].train
@@ -47,7 +48,9 @@ def load(name: str) -> tuple[Split, Split]:
     images, classes = data.load(root, "train")
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     chosen = chosen[: DATASETS[name].train]
-    return (images[chosen], classes[chosen]), data.load(root, "t10k")
+    test, labels = data.load(root, "t10k")
+    count = DATASETS[name].test
+    return (images[chosen], classes[chosen]), (test[:count], labels[:count])
 
 
 def _spec(folder: str) -> Any:

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     cells = {cell.id: cell for cell in _read()}
     if not options.render:
-        for dataset, name, seed in itertools.product(DATASETS, NETWORKS, range(options.seeds)):
+        for seed, dataset, name in itertools.product(range(options.seeds), DATASETS, NETWORKS):
             wanted = [c for c in _cells(dataset, name, seed) if fnmatch.fnmatch(c.id, options.only)]
             missing = [cell for cell in wanted if cell.id not in cells]
             if missing:
@@ -123,7 +123,8 @@ def _write(cells: Sequence[Cell]) -> None:
 
 def _render(cells: Sequence[Cell]) -> str:
     datasets = "; ".join(
-        f"{name}: {data.train} training images, {data.epochs} epochs, {data.tune_epochs} after"
+        f"{name}: {data.train} images for training, {data.test} for testing, {data.epochs} epochs"
+        f" and {data.tune_epochs} after pruning"
         for name, data in DATASETS.items()
     )
     lines = [

@@ -1,0 +1,252 @@
+"""Perplexity of SmolLM2-135M with 20 % fewer parameters, by criterion: at once, and after a heal.
+
+python -m benchmarks.prune.smollm2 [--only GLOB] [--heal GLOB] [--render]
+
+Each candidate is written to results/prune_smollm2.json when it is done, and what is there is not
+run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+import fxcompress as fxc
+from benchmarks._common import RESULTS, machine
+from fxcompress.axes import analyze
+from fxcompress.spec import Spec, load_data, load_metric, load_program
+
+__all__ = ["main"]
+
+SPEC = Path(__file__).parents[2] / "specs" / "smollm2" / "spec.yaml"
+FILE = RESULTS / "prune_smollm2.json"
+EVALUATE, CALIBRATION, TRAIN, WINDOW = 8, 16, 48, 512
+KINDS: Final = ("neuron", "head", "kv_group")
+HEAL: Final[dict[str, Any]] = {
+    "use": "train.fit",
+    "steps": 40,
+    "losses": [{"use": "next_token"}],
+    "optimizer": {"use": "AdamW", "lr": 1e-4, "weight_decay": 0.0},
+    "scheduler": {"use": "CosineAnnealingLR", "T_max": "all"},
+    "clip_norm": 1.0,
+}
+_WITHOUT_DATA = ("l1", "l2", "lamp", "fpgm")
+_WITH_DATA = ("activation_norm", "wanda", "taylor", "fisher", "obd")
+_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to prune.
+
+    Attributes:
+        name: What the table calls it.
+        options: Options of `prune.channels` beside the budget and the kinds.
+        seed: Of the run; only `random` depends on it.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a candidate; perplexities on the evaluation windows."""
+
+    name: str
+    perplexity: float
+    parameters: int
+    macs: int
+    kept: Mapping[str, str]
+    seconds: float
+    healed: float | None = None
+    heal_seconds: float | None = None
+
+
+def candidates() -> list[Candidate]:
+    """Return all of them: by criterion, then with what makes up for the removed."""
+    found = [
+        Candidate(f"random, seed {seed}", {"criterion": {"name": "random"}}, seed)
+        for seed in range(_SEEDS)
+    ]
+    found += [Candidate(name, {"criterion": {"name": name}}) for name in _WITHOUT_DATA]
+    found += [
+        Candidate(name, {"criterion": {"name": name, "samples": CALIBRATION}})
+        for name in _WITH_DATA
+    ]
+    found += [
+        Candidate(f"{each.name}, least squares", {**each.options, "compensation": _least_squares()})
+        for each in tuple(found)
+        if each.name in ("l1", "wanda", "taylor", "fisher")
+    ]
+    return found
+
+
+def _least_squares() -> dict[str, Any]:
+    return {"method": "least_squares", "samples": CALIBRATION}
+
+
+class Bench:
+    """The captured model, its data, and the programs that are to be healed."""
+
+    def __init__(self) -> None:
+        spec = Spec.load(
+            SPEC,
+            [
+                f"data.args.evaluate={EVALUATE}",
+                f"data.args.calibration={CALIBRATION}",
+                f"data.args.train={TRAIN}",
+                f"data.args.window={WINDOW}",
+                "data.args.batch=1",
+            ],
+        )
+        self.program = load_program(spec)
+        self.data = load_data(spec)
+        metric = load_metric(spec)
+        assert metric is not None, "the spec has a metric"
+        self.metric = metric
+
+    def perplexity(self, program: fxc.Program) -> float:
+        """Return the metric of a Program on the split `eval`."""
+        value = self.metric.evaluate(program.module, {"eval": self.data["eval"]}, None)
+        assert value is not None
+        return value
+
+    def prune(self, candidate: Candidate) -> tuple[Row, fxc.Program]:
+        """Return the figures of a candidate, and the pruned Program."""
+        step = {
+            "use": "prune.channels",
+            "kinds": list(KINDS),
+            "budget": {"parameters": "80%"},
+            "max_ratio": 0.7,
+            **candidate.options,
+        }
+        start = time.process_time()
+        result = fxc.compress(self.program, [step], data=self.data, seed=candidate.seed)
+        seconds = time.process_time() - start
+        cost = result.record.result
+        row = Row(
+            candidate.name,
+            self.perplexity(result.program),
+            cost.parameters,
+            cost.macs,
+            _kept(result),
+            round(seconds, 1),
+        )
+        return row, result.program
+
+    def heal(self, program: fxc.Program) -> tuple[float, float]:
+        """Return the perplexity after a short training, and its CPU seconds."""
+        start = time.process_time()
+        healed = fxc.compress(program, [HEAL], data=self.data, seed=0).program
+        seconds = time.process_time() - start
+        return self.perplexity(healed), round(seconds, 1)
+
+
+def _kept(result: fxc.Result) -> dict[str, str]:
+    """Return `kept of size` by kind, summed over the axes of the kind."""
+    (done,) = result.record.passes
+    sizes: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    for axis in done.decision["axes"]:
+        sizes[axis["kind"]] += axis["size"]
+        kept[axis["kind"]] += axis["kept"]
+    return {kind: f"{kept[kind]:,} of {sizes[kind]:,}" for kind in sorted(sizes)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the candidates that are missing and write the table."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(1)
+    rows = {row.name: row for row in _read()}
+    if not options.render:
+        _run(rows, options.only, options.heal)
+    (RESULTS / "prune_smollm2.md").write_text(_render(list(rows.values())), encoding="utf-8")
+    return 0
+
+
+def _run(rows: dict[str, Row], only: str, heal: Sequence[str]) -> None:
+    bench = Bench()
+    if "original" not in rows:
+        analysis = analyze(bench.program)
+        parameters, macs = (
+            cost.at(analysis.sizes) for cost in (analysis.parameters, analysis.macs)
+        )
+        _note(rows, Row("original", bench.perplexity(bench.program), parameters, macs, {}, 0.0))
+    for each in candidates():
+        if not fnmatch.fnmatch(each.name, only):
+            continue
+        train = each.name in heal and (each.name not in rows or rows[each.name].healed is None)
+        if each.name in rows and not train:
+            continue
+        row, program = bench.prune(each)
+        if train:
+            healed, seconds = bench.heal(program)
+            row = replace(row, healed=healed, heal_seconds=seconds)
+        _note(rows, row)
+
+
+def _note(rows: dict[str, Row], row: Row) -> None:
+    rows[row.name] = row
+    document = {"format_version": "1.0", "rows": [asdict(each) for each in rows.values()]}
+    FILE.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    healed = "" if row.healed is None else f", healed {row.healed:.2f}"
+    print(f"{row.name}: {row.perplexity:.2f}{healed} {dict(row.kept)} {row.seconds} s", flush=True)
+
+
+def _read() -> list[Row]:
+    if not FILE.exists():
+        return []
+    return [Row(**entry) for entry in json.loads(FILE.read_text(encoding="utf-8"))["rows"]]
+
+
+def _render(rows: Iterable[Row]) -> str:
+    ordered = sorted(rows, key=lambda row: (row.name != "original", row.perplexity))
+    lines = [
+        "# SmolLM2-135M with 20 % fewer parameters, by criterion",
+        "",
+        f"`python -m benchmarks.prune.smollm2` on {machine()}.",
+        "",
+        f"Perplexity on {EVALUATE * (WINDOW - 1):,} predictions of newspaper editorials"
+        f" ({EVALUATE} windows of {WINDOW} tokens). Every candidate prunes {' and '.join(KINDS)}"
+        " axes to `budget: {parameters: 80%}` with `max_ratio: 0.7`, and nothing else: the default"
+        f" normalisation and reduction of each criterion. Calibration: {CALIBRATION} other windows."
+        f" Healed: {HEAL['steps']} steps of AdamW on one window each, next-token loss, learning"
+        f" rate {HEAL['optimizer']['lr']:g} falling as a cosine. Seconds are CPU seconds of the"
+        " pruning, one thread.",
+        "",
+        "| criterion | perplexity | healed | parameters | MACs | neurons kept | heads kept | s |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in ordered:
+        healed = "–" if row.healed is None else f"{row.healed:.2f}"
+        lines.append(
+            f"| {row.name} | {row.perplexity:,.2f} | {healed} | {row.parameters / 1e6:.1f} M |"
+            f" {row.macs / 1e9:.2f} G | {row.kept.get('neuron', '–')} |"
+            f" {row.kept.get('head', '–')} | {row.seconds:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prune.smollm2", description=__doc__)
+    parser.add_argument("--only", default="*", metavar="GLOB", help="names of candidates")
+    parser.add_argument(
+        "--heal", action="append", default=[], metavar="NAME", help="also train this candidate"
+    )
+    parser.add_argument("--render", action="store_true", help="only write the table again")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
