@@ -44,6 +44,7 @@ ROWS = (
     row("kron", "matmul", "input other"),
     row("cdist", "matmul", "x1 x2 | p=2.0 compute_mode='use_mm_for_euclid_dist_if_necessary'"),
     row("grouped_mm", "matmul", "mat_a mat_b | offs=None bias=None out_dtype=None", fn="F",
+        alias="torch._grouped_mm",
         aten="_grouped_mm transformers::grouped_mm_fallback"),
     row("sdpa", "attention", "query key value | attn_mask=None dropout_p=0.0 is_causal=False "
         "scale=None enable_gqa=False", fn="", alias="F.scaled_dot_product_attention",
