@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from fxcompress.train.data import Split as Split
     from fxcompress.train.data import from_factory as from_factory
     from fxcompress.train.fitting import FitResult as FitResult
-    from fxcompress.train.fitting import Hooks as Hooks
-    from fxcompress.train.fitting import Moment as Moment
     from fxcompress.train.fitting import fit as fit
     from fxcompress.train.history import Epoch as Epoch
+    from fxcompress.train.hooks import Hooks as Hooks
+    from fxcompress.train.hooks import Moment as Moment
     from fxcompress.train.inputs import InputSpec as InputSpec
     from fxcompress.train.inputs import example as example
     from fxcompress.train.metrics import BUILT_IN as BUILT_IN
@@ -33,7 +33,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         **dict.fromkeys(("from_tensors", "random_split", "read_tensors"), "sources"),
         **dict.fromkeys(("InputSpec", "example"), "inputs"),
         **dict.fromkeys(("BUILT_IN", "Metric"), "metrics"),
-        **dict.fromkeys(("FitResult", "Hooks", "Moment", "fit"), "fitting"),
+        **dict.fromkeys(("FitResult", "fit"), "fitting"),
+        **dict.fromkeys(("Hooks", "Moment"), "hooks"),
         **dict.fromkeys(("trained_tensors", "training_copy"), "programs"),
         "Epoch": "history",
         "FitConfig": "config",

@@ -278,6 +278,14 @@ def test_a_split_that_became_shorter_is_noticed(tmp_path):
         fit(net(), config(snapshot=5), batches(3), snapshots=tmp_path)
 
 
+def test_a_batch_too_small_for_batch_norms_is_named():
+    data = batches()
+    data[3] = ((data[3][0][0][:1],), data[3][1][:1])
+    with pytest.raises(DataError, match="batch 3 of epoch 1 is too small"):
+        fit(net(), config(shuffle="none"), data)
+    fit(net(), config(shuffle="none", batch_norm="frozen"), data)
+
+
 def test_a_snapshot_of_another_training_is_refused_with_the_difference(tmp_path):
     fit(net(), config(), batches(), snapshots=tmp_path)
     with pytest.raises(RunFolderError, match="of another training") as caught:
