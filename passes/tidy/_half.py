@@ -135,7 +135,8 @@ class _Decider:
         while changed:
             stay: dict[str, fx.Node] = {}
             for node in self.program.nodes:
-                if node not in self.compute:
+                # A mask has the type of the weight that it masks.
+                if node not in self.compute and self.ops[node] != "mask":
                     for name in self._weights(node) if _is_float32(node) else ():
                         if node.op == "call_module" or node in self.float32:
                             stay.setdefault(self.program.ties.get(name, name), node)
@@ -183,7 +184,8 @@ class _Decider:
                 return True
             spec = op_spec(self.ops[node])
             tensors = [each for each in node.all_input_nodes if _is_float32(each)]
-            if spec is None or spec.kind not in _MOVE_KINDS or len(tensors) != 1:
+            moves = self.ops[node] == "mask" or (spec is not None and spec.kind in _MOVE_KINDS)
+            if not moves or len(tensors) != 1:
                 return False
             node = tensors[0]
 
