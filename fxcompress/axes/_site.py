@@ -111,16 +111,20 @@ class Site:
     def tensor_name(self, name: str) -> str | None:
         """Return the qualified name of a parameter behind an operand, or of the module's own."""
         node = self.args.get(name)
-        while isinstance(node, fx.Node):
-            if node.op == "get_attr":
-                return str(node.target)
+        if isinstance(node, fx.Node):
+            return self.tensor_of(node)
+        if self.module is not None and isinstance(getattr(self.module, name, None), torch.Tensor):
+            return f"{self.node.target}.{name}"
+        return None
+
+    def tensor_of(self, node: fx.Node) -> str | None:
+        """Return the qualified name of the parameter that a node passes on, through casts."""
+        while node.op != "get_attr":
             sources = node.all_input_nodes
             if len(sources) != 1 or not self._same_shape(node, sources[0]):
                 return None
             node = sources[0]
-        if self.module is not None and isinstance(getattr(self.module, name, None), torch.Tensor):
-            return f"{self.node.target}.{name}"
-        return None
+        return str(node.target)
 
     # -- results -----------------------------------------------------------------------------------
 
@@ -140,7 +144,7 @@ class Site:
         """Return a dimension number from 0."""
         return dim % rank if rank else 0
 
-    # -- constants and costs -------------------------------------------------------------------------
+    # -- constants and costs ---------------------------------------------------------------------
 
     def literal(self, name: str, dim: Dim, index: int | None = None) -> None:
         """Say that an argument is the size of a dimension."""
@@ -194,7 +198,7 @@ class Site:
             for dim in live:
                 self.solver.span(dim)
 
-    # -- shared steps --------------------------------------------------------------------------------
+    # -- shared steps ----------------------------------------------------------------------------
 
     def broadcast(self, operands: Sequence[list[Dim]]) -> list[Dim]:
         """Unify dims from the right, size 1 being free, and return the result's."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
 from fxcompress.axes._site import Rule, Site, Value
 from fxcompress.axes._solver import UNIT, Dim
 
@@ -209,6 +214,7 @@ def einsum(site: Site) -> Value:
                 shared[letter] = known or dim
     if len(operands) > 1:
         site.multiply(*shared.values())
+        _weights(site, left.split(","), operands, right)
     if "->" not in equation:
         counts = [c for c in left if c.isalpha()]
         right = "".join(sorted(c for c in set(counts) if counts.count(c) == 1))
@@ -219,6 +225,23 @@ def einsum(site: Site) -> Value:
     for letter in [*head, *(dots if ellipsis else ()), *tail]:
         result.append(shared[letter])
     return result
+
+
+def _weights(site: Site, spelled: list[str], operands: Sequence[Any], right: str) -> None:
+    """Tell what the letters of a parameter do: made, read, or one per expert."""
+    for place, (letters, operand) in enumerate(zip(spelled, operands, strict=True)):
+        name = site.tensor_of(operand) if isinstance(operand, fx.Node) else None
+        if name is None or "." in letters:
+            continue
+        others = "".join(spelled[:place] + spelled[place + 1 :])
+        for i, (letter, dim) in enumerate(zip(letters, site.dims_of(operand), strict=True)):
+            if letter not in right:
+                site.roles.setdefault((name, i), "in")
+            elif letter not in others:
+                site.roles.setdefault((name, i), "out")
+                site.solver.tag(dim, "neuron")
+            elif len(letters) == 3:
+                site.solver.tag(dim, "expert")
 
 
 def _spell(letters: str, rank: int) -> list[str]:
