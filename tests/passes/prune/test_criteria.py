@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
+import fxcompress
 from fxcompress.axes import analyze
 from fxcompress.errors import DataError, ModelError, NumericsError, UsageError
 from fxcompress.ir import capture
@@ -17,6 +18,7 @@ from passes.prune._criteria import score, unscorable
 from passes.prune._criterion import Criterion
 from tests.passes.models import ResNet, Transformer, image_batches, token_batches
 from tests.passes.prune.nets import Attention, Joined, Language, Plain, Task
+from tests.passes.support import seeded
 
 EVERY = (
     "l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher", "obd", "activation_norm", "apoz",
@@ -268,6 +270,58 @@ def test_the_axis_of_queries_and_keys_is_scored_where_they_are_made():
         ).items():
             assert found.shape == (axis.size,)
             assert (found > 0).all()
+
+
+def test_a_fixed_batch_is_taken_whole():
+    model = seeded(Plain)
+    batches = image_batches(3, 4, 3, 3, 3)
+    labels = torch.tensor([0, 1, 2, 3])
+    program = capture(model, batches[0], dynamic={})
+    analysis = analyze(program)
+    context = Context(data={"calibration": [(batch, labels) for batch in batches]})
+    axis = analysis.axis("fc1.weight[0]")
+    wanted = 0.0
+    for batch in batches:
+        loss = F.cross_entropy(model(*batch), labels)
+        (gradient,) = torch.autograd.grad(loss, model.fc2.weight)
+        wanted += 0.5 * (gradient * model.fc2.weight).sum(0).detach().square() / len(batches)
+    got = score(program, analysis, [axis], Criterion(name="fisher", samples=12), context)[axis]
+    np.testing.assert_allclose(got, wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", WITH_DATA)
+def test_named_inputs_with_a_mask(name):
+    batches = token_batches(2, 4, 6, masked=True)
+    program = capture(seeded(lambda: Transformer(16, 1, 4)), (), batches[0])
+    analysis = analyze(program)
+    axes = [axis for axis in analysis.axes if axis.kind == "neuron"]
+    whole = Context(data={"calibration": batches})
+    found = score(program, analysis, axes, Criterion(name=name, samples=8), whole)
+    assert all(np.isfinite(each).all() for each in found.values())
+    (gone,) = axes
+    criterion = Criterion(name=name, samples=4)
+    part = score(program, analysis, axes, criterion, Context(data={"calibration": batches[:1]}))
+    same = np.allclose(part[gone], found[gone])
+    # GELU gives no zeros: the share of them is the same for all data.
+    assert same == (name == "apoz")
+
+
+@pytest.fixture(scope="module")
+def quantised(plain):
+    steps = [{"use": "quantize.static", "calibration": 8}]
+    data = {"calibration": plain.batches}
+    return fxcompress.compress(plain.program, steps, data=data).program
+
+
+@pytest.mark.parametrize("name", [each for each in EVERY if each not in ("bn_scale", "random")])
+def test_a_quantised_graph_has_the_same_axes_to_score(name, plain, quantised):
+    analysis = analyze(quantised)
+    criterion = Criterion(name=name, samples=8)
+    got = score(quantised, analysis, analysis.axes, criterion, plain.context)
+    before = score(plain.program, plain.analysis, plain.analysis.axes, criterion, plain.context)
+    assert [axis.name for axis in got] == [axis.name for axis in before]
+    for scores, wanted in zip(got.values(), before.values(), strict=True):
+        assert np.corrcoef(scores, wanted)[0, 1] > 0.9
 
 
 # -- activations ---------------------------------------------------------------------------------
