@@ -140,6 +140,16 @@ def _group_norm(
     return out
 
 
+def _batch_norm(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Standardise a weight `[1, rows, entries]` over its kept columns, as some convolutions do."""
+    kept = _kept(input, -1)
+    if input.ndim != 3 or len(input) != 1 or bool(kept.all()) or not bool(kept.any()):
+        return func(input, *args, **kwargs)
+    out = torch.zeros_like(input)
+    out[..., kept] = func(input[..., kept], *args, **kwargs)
+    return out
+
+
 def _softmax(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     dim = kwargs.get("dim", args[0] if args else -1)
     if not isinstance(dim, int):
@@ -174,6 +184,7 @@ _ALWAYS: dict[Any, Callable[..., Any]] = {
     F.rms_norm: _rms_norm,
     torch.rms_norm: _rms_norm,
     F.group_norm: _group_norm,
+    F.batch_norm: _batch_norm,
     F.softmax: _softmax,
     torch.softmax: _softmax,
     Tensor.softmax: _softmax,

@@ -102,7 +102,7 @@ def _ours(how: str, model: nn.Module, calibration: Split, target: float) -> nn.M
 
     options = dict(_OURS[how])
     uniform = options.pop("uniform", False)
-    program = fxc.capture(copy.deepcopy(model), (calibration[0][:2],), dynamic="batch")
+    program = fxc.capture(copy.deepcopy(model), (calibration[0][:2],), verify=False)
     if uniform:
         options["ratio"] = _uniform_ratio(program, target)
     else:
