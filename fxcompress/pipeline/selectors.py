@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.base import Selection
 
-__all__ = ["Candidate", "Selector"]
+__all__ = ["Candidate", "Selector", "public_class"]
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,11 @@ def _candidate(program: Program, node: Node, node_id: str) -> Candidate:
     cls = ""
     if node.op == "call_module":
         kind = type(program.module.get_submodule(str(node.target)))
-        cls = _public_class(kind)
+        cls = public_class(kind)
     return Candidate(node_id, op_name(node), cls)
 
 
-def _public_class(kind: type) -> str:
+def public_class(kind: type) -> str:
     """Return the name users know a class by: `torch.nn.Conv2d`, not where torch defines it."""
     stock = kind.__module__.startswith("torch.nn.modules.")
     return f"torch.nn.{kind.__name__}" if stock else f"{kind.__module__}.{kind.__qualname__}"

@@ -75,12 +75,7 @@ class Loop:
     def run(self) -> FitResult:
         """Train to the end, from the last snapshot if there is one."""
         self._seed()
-        per_epoch = self.feed.count()
-        epochs = self.config.epochs or math.inf
-        self.steps = int(min(self.config.steps or math.inf, epochs * per_epoch))
-        calls = self.steps
-        if self.config.scheduler is not None and self.config.scheduler.per == "epoch":
-            calls = -(-self.steps // per_epoch)
+        self.steps, calls = self._length()
         self.rate = make_learning_rate(
             self.config.scheduler, self.optimizer, calls, upwards=self.upwards
         )
@@ -98,6 +93,17 @@ class Loop:
             self.course.stopped_early,
             tuple(self.course.throughput),
         )
+
+    def _length(self) -> tuple[int, int]:
+        """Return how many steps there are, and how often the scheduler is called."""
+        config = self.config
+        per_epoch = config.scheduler is not None and config.scheduler.per == "epoch"
+        if config.epochs is None and not per_epoch:
+            # Not counted: a stream may have no end.
+            return int(config.steps or 0), int(config.steps or 0)
+        batches = self.feed.count()
+        steps = int(min(config.steps or math.inf, (config.epochs or math.inf) * batches))
+        return steps, -(-steps // batches) if per_epoch else steps
 
     def _seed(self) -> None:
         seed = seed_of(self.seed, "model")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 __all__ = [
     "Custom",
@@ -81,6 +81,13 @@ class SoftLabels(_Loss):
     classes: Literal["first", "last"] | None = Field(
         default=None, description="Where the classes are, as for `hard_labels`."
     )
+
+    @field_validator("temperature")
+    @classmethod
+    def _above_zero(cls, value: Schedule) -> Schedule:
+        if min(value_at(value, 0), value_at(value, 1)) <= 0:
+            raise ValueError("a temperature is above 0")
+        return value
 
 
 class Mse(_Loss):

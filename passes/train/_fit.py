@@ -10,7 +10,7 @@ from torch import nn
 
 from fxcompress.errors import PassError, UsageError
 from fxcompress.ir.ops import op_name
-from fxcompress.pipeline.selectors import Candidate, Selector
+from fxcompress.pipeline.selectors import Candidate, Selector, public_class
 from fxcompress.spec._python import load_factory
 from fxcompress.train import check_recipe, fit, trained_tensors, training_copy
 from fxcompress.train.config import Custom
@@ -75,7 +75,7 @@ def selected(program: Program, options: FitOptions) -> list[str]:
     for name, parameter in program.module.named_parameters():
         if parameter.requires_grad:
             owner = name.rpartition(".")[0]
-            cls = _class_of(program.module.get_submodule(owner)) if owner in calls else ""
+            cls = public_class(type(program.module.get_submodule(owner)))
             candidates.append(Candidate(name, calls.get(owner, "parameter"), cls))
     return Selector.of(options).choose(candidates)
 
@@ -92,14 +92,10 @@ def check_trained(before: Program, decision: FitDecision) -> None:
             raise PassError(f"training changed {name}, which was not selected", where=name)
 
 
-def _class_of(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
 def _length(options: FitOptions) -> str:
     parts: Sequence[str] = [
-        f"{count} {what}"
-        for count, what in ((options.epochs, "epochs"), (options.steps, "steps"))
+        f"{count} {what}{'s' if count > 1 else ''}"
+        for count, what in ((options.epochs, "epoch"), (options.steps, "step"))
         if count is not None
     ]
     return " or ".join(parts)

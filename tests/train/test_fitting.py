@@ -218,6 +218,58 @@ def test_a_metric_that_falls_when_it_improves_is_judged_so():
     assert done.best == 1
 
 
+class Endless:
+    """A stream without an end."""
+
+    def __iter__(self):
+        while True:
+            yield from batches()
+
+
+def test_a_stream_without_an_end_is_trained_on_by_steps():
+    done = fit(net(), FitConfig(steps=20, shuffle="none"), Endless())
+    assert [(epoch.epoch, epoch.step) for epoch in done.history] == [(1, 20)]
+
+
+@pytest.mark.parametrize("at", range(0, 60, 4))
+def test_a_training_killed_while_it_writes_a_snapshot_ends_in_the_same_bits(
+    tmp_path, monkeypatch, at
+):
+    """Dies before the call numbered `at` of what touches the disk."""
+    import os
+    import shutil
+
+    from fxcompress import _files
+    from fxcompress.train import _snapshots
+
+    whole = net()
+    fit(whole, config(snapshot=3), batches())
+    calls = iter(range(10_000))
+
+    def deadly(function):
+        def call(*args, **kwargs):
+            if next(calls) == at:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_snapshots, "write_tensors", deadly(_snapshots.write_tensors))
+        patch.setattr(_files, "sync_folder", deadly(_files.sync_folder))
+        patch.setattr(os, "fsync", deadly(os.fsync))
+        patch.setattr(shutil, "rmtree", deadly(shutil.rmtree))
+        try:
+            fit(net(), config(snapshot=3), batches(), snapshots=tmp_path)
+        except Killed:
+            pass
+        else:
+            assert at >= next(calls) - 1, "every call before the last kills"
+    resumed = net()
+    fit(resumed, config(snapshot=3), batches(), snapshots=tmp_path)
+    assert same(bits(whole), bits(resumed))
+
+
 class Augmented:
     """A source that draws from torch's default generator, and cannot be indexed."""
 

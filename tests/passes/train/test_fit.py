@@ -186,12 +186,30 @@ def test_a_plan_says_what_will_be_trained_and_checks_the_recipe():
         ({"losses": [{"use": "hard_label"}]}, "unknown `hard_label`"),
         ({"losses": [{"use": "mse", "smoothing": 0.1}]}, "unknown key"),
         ({"epoch": 3}, "unknown key"),
+        (
+            {
+                "teacher": "original",
+                "losses": [{"use": "soft_labels", "temperature": {"from": 4, "to": 0}}],
+            },
+            "a temperature is above 0",
+        ),
     ],
 )
 def test_options_that_contradict_are_refused(options, message):
     with pytest.raises(SpecError) as caught:
         run(options)
     assert message in str(caught.value)
+
+
+def test_parameters_are_chosen_by_op_and_class():
+    def chosen(**options):
+        context = Context(planning=True)
+        return apply(Fit, small(), {"epochs": 1, **options}, context).decision.parameters
+
+    norms = ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")
+    assert chosen(types=["batch_norm"]) == norms
+    assert chosen(types=["torch.nn.BatchNorm2d"]) == norms
+    assert chosen(types=["Conv2d"], exclude=["*.bias"]) == ("conv1.weight", "conv2.weight")
 
 
 def test_targets_that_match_nothing_are_refused():
