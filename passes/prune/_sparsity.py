@@ -10,7 +10,15 @@ from fxcompress.pipeline.base import Decision, Selection
 from fxcompress.rewrite.edits import Declined
 from passes.prune._forms import Form
 
-__all__ = ["AxisOrder", "Criterion", "Mode", "SparseWeight", "SparsityDecision", "SparsityOptions"]
+__all__ = [
+    "AxisOrder",
+    "Criterion",
+    "Mode",
+    "SparseWeight",
+    "SparsityDecision",
+    "SparsityOptions",
+    "splits_read",
+]
 
 Criterion = Literal["magnitude", "wanda", "sparsegpt"]
 Mode = Literal["burn", "keep"]
@@ -40,6 +48,11 @@ class SparsityOptions(Selection):
         gt=0,
         description="Part of its mean that is added to the Hessian's diagonal (sparsegpt).",
     )
+
+
+def splits_read(options: SparsityOptions) -> frozenset[str]:
+    """Return the splits of data that a run with these options cannot do without."""
+    return frozenset() if options.criterion == "magnitude" else frozenset({"calibration"})
 
 
 class SparseWeight(BaseModel):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves
-from passes.prune._sparsity import SparsityDecision, SparsityOptions
+from passes.prune._sparsity import SparsityDecision, SparsityOptions, splits_read
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -59,6 +59,10 @@ class NM(Pass[NMOptions, SparsityDecision]):
     Options: ClassVar[type[Options]] = NMOptions
     Decision: ClassVar[type[Decision]] = SparsityDecision
     preserves: ClassVar[Preserves] = "approximate"
+
+    def reads(self, options: NMOptions) -> frozenset[str]:
+        """Return the calibration split where the criterion needs it."""
+        return splits_read(options)
 
     def decide(self, program: Program, options: NMOptions, context: Context) -> SparsityDecision:
         """Return the zeros; where they depend on data, only which weights while planning.

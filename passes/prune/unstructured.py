@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves
-from passes.prune._sparsity import SparsityDecision, SparsityOptions
+from passes.prune._sparsity import SparsityDecision, SparsityOptions, splits_read
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -68,6 +68,10 @@ class Unstructured(Pass[UnstructuredOptions, SparsityDecision]):
     Options: ClassVar[type[Options]] = UnstructuredOptions
     Decision: ClassVar[type[Decision]] = SparsityDecision
     preserves: ClassVar[Preserves] = "approximate"
+
+    def reads(self, options: UnstructuredOptions) -> frozenset[str]:
+        """Return the calibration split where the criterion needs it."""
+        return splits_read(options)
 
     def decide(
         self, program: Program, options: UnstructuredOptions, context: Context

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 import fxcompress as fxc
@@ -9,10 +10,12 @@ from fxcompress.analysis import cost
 from fxcompress.axes import analyze
 from fxcompress.emit import emit
 from fxcompress.errors import PassError
+from fxcompress.ir import capture
 from fxcompress.ir.ops import module_of, op_name
 from fxcompress.rewrite import GraphRewriter
 from fxcompress.rewrite.shrink import shrink
 from fxcompress.testing import check_pass
+from fxcompress.train.metrics import BUILT_IN
 from passes.prune._masks import pack, unpack
 from passes.prune.burn_in import BurnIn
 from passes.prune.n_m import NM
@@ -22,7 +25,7 @@ from passes.tidy.cast import Cast
 from passes.tidy.fold_batchnorm import FoldBatchNorm
 from tests.passes.models import image_batches
 from tests.passes.prune.sparse import CRITERIA, MODELS, density, images, pruned, resnet, transformer
-from tests.passes.support import apply, random_input, text_of
+from tests.passes.support import apply, random_input, seeded, text_of
 
 
 @pytest.mark.parametrize("pass_", [Unstructured, NM])
@@ -204,3 +207,50 @@ def test_what_is_emitted_has_no_masks(tmp_path):
     for artifact in emit(kept, tmp_path, formats=names):
         assert artifact.comparison.relative < 1e-5
     assert "Mask" not in (tmp_path / "model.py").read_text()
+
+
+class Digits(nn.Module):
+    """Two convolutions and a classifier for 8 x 8 digits."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, 2, padding=1)
+        self.fc = nn.Linear(16 * 16, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.conv1(x))
+        return self.fc(torch.relu(self.conv2(x)).flatten(1))
+
+
+def digits():
+    raw = load_digits()
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    images = (torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 8 - 1)[order]
+    classes = torch.tensor(raw.target)[order]
+
+    def cut(low, high):
+        pairs = zip(images[low:high].split(64), classes[low:high].split(64), strict=True)
+        return [((x,), y) for x, y in pairs]
+
+    return {"train": cut(0, 1200), "calibration": cut(0, 128), "eval": cut(1200, 1797)}
+
+
+def test_training_recovers_what_pruning_lost_and_the_zeros_stay():
+    program = capture(seeded(Digits), (torch.zeros(2, 1, 8, 8),))
+    adam = {"use": "Adam", "lr": 3e-3}
+    steps = [
+        fxc.passes.train.fit(id="train", epochs=4, optimizer=adam),
+        fxc.passes.prune.unstructured(ratio=0.9, mode="keep"),
+        fxc.passes.train.fit(id="heal", epochs=4, optimizer=adam),
+        fxc.passes.prune.burn_in(),
+        fxc.passes.quantize.static(calibration=128),
+    ]
+    result = fxc.compress(program, steps, data=digits(), metric=BUILT_IN["accuracy"])
+    trained, pruned_, healed, burned, quantised = (p.metric for p in result.record.passes)
+    assert trained > 0.85
+    assert pruned_ < trained - 0.1
+    assert healed > trained - 0.1
+    assert burned == healed
+    assert quantised > healed - 0.05
+    for name, entries in (("conv2.weight", 16 * 16 * 9), ("fc.weight", 2560)):
+        assert density(result.program, name) == entries - int(0.9 * entries)
