@@ -7,6 +7,9 @@ from fxcompress._lazy import lazy_exports
 if TYPE_CHECKING:
     from fxcompress.axes.analysis import Analysis as Analysis
     from fxcompress.axes.analysis import analyze as analyze
+    from fxcompress.axes.explain import Explanation as Explanation
+    from fxcompress.axes.explain import coupling as coupling
+    from fxcompress.axes.explain import explain as explain
     from fxcompress.axes.polynomial import Polynomial as Polynomial
     from fxcompress.axes.terms import Axis as Axis
     from fxcompress.axes.terms import Concat as Concat
@@ -24,12 +27,15 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Analysis": "analysis",
         "Axis": "terms",
         "Concat": "terms",
+        "Explanation": "explain",
         "Frozen": "terms",
         "Place": "terms",
         "Polynomial": "polynomial",
         "Product": "terms",
         "Term": "terms",
         "analyze": "analysis",
+        "coupling": "explain",
+        "explain": "explain",
         "kept": "terms",
         "polynomial": "terms",
         "positions": "terms",

@@ -1,8 +1,9 @@
-"""`fxcompress explain`: one node, and what each pass does to it."""
+"""`fxcompress explain`: one node, parameter or axis, and what each pass does to it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,23 +25,40 @@ __all__ = ["command"]
 @click.command("explain")
 @existing("spec", metavar="SPEC|RUN")
 @click.argument("node")
+@click.argument("other", required=False)
 @overrides
 @document_options
 @emits
-def command(spec: Path, node: str, overrides: Sequence[str]) -> Outcome:
-    """Say what a node of the model is, what it is connected to, and what each pass does to it.
+def command(spec: Path, node: str, other: str | None, overrides: Sequence[str]) -> Outcome:
+    """Say what a node of the model is, what must shrink with it, and what each pass does to it.
 
-    NODE is an id as plans and reports show them: `layer1.0.conv1`, `layer1.0/relu`. For a run
-    folder it tells what was done; for a spec, what would be done.
+    NODE is an id as plans and reports show them (`layer1.0.conv1`, `layer1.0/relu`), a parameter
+    (`fc.weight`), one dimension of either (`fc.weight[1]`), or an axis as prune.channels names it.
+    With OTHER it says whether the two shrink together, and why. For a run folder it tells what was
+    done; for a spec, what would be done.
     """
+    from fxcompress.cli._axes_text import axes_text, coupling_text
     from fxcompress.cli._specs import is_run
 
-    if is_run(spec):
-        programs, history = _done(spec, node)
-    else:
-        programs, history = _planned(spec, overrides, node)
-    found = _find(programs, node, history)
-    return Outcome(_text(node, found, history), {"node": node, **found, "passes": history})
+    programs, history = _done(spec, node) if is_run(spec) else _planned(spec, overrides, node)
+    found, program = _find(programs, node, history)
+    document: dict[str, Any] = {"node": node, **found, "passes": history}
+    parts = [_text(node, found)]
+    if program is not None:
+        from fxcompress.axes import analyze, coupling, explain
+
+        analysis = analyze(program)
+        explanation = explain(analysis, node)
+        document["axes"] = asdict(explanation)
+        parts.append(axes_text(explanation, analysis.unknown))
+        if other is not None:
+            pair = coupling(analysis, node, other)
+            document["coupling"] = asdict(pair)
+            parts.append(coupling_text(pair))
+    elif other is not None:
+        raise UsageError(f"`{node}` is only in the passes, so it has no axes", where=node)
+    parts.append(_history_text(history))
+    return Outcome("\n".join(part for part in parts if part), document)
 
 
 def _done(run: Path, node: str) -> tuple[list[Program], list[dict[str, Any]]]:
@@ -79,7 +97,7 @@ def _step(
     index: int, step_id: str, changes: Sequence[Change], declined: Sequence[Declined], node: str
 ) -> dict[str, Any]:
     """Return what one pass does to a node: the changes and refusals that name it."""
-    named = {node, *(f"{node}.{name}" for name in ("weight", "bias"))}
+    named = _names(node)
     return {
         "index": index,
         "id": step_id,
@@ -87,32 +105,45 @@ def _step(
         "declined": [
             each.model_dump(mode="json")
             for each in declined
-            if node in (each.node, *each.because_of)
+            if named.intersection((each.node, each.node.partition("[")[0], *each.because_of))
         ],
     }
 
 
+def _names(node: str) -> set[str]:
+    """Return what passes may call what was asked for: itself, its parameters, its module."""
+    tensor, dim, _ = node.partition("[")
+    module, _, last = tensor.rpartition(".")
+    names = {node, tensor, *(f"{tensor}.{name}" for name in ("weight", "bias"))}
+    return names | {module} if module and (dim or last in ("weight", "bias")) else names
+
+
 def _find(
     programs: Sequence[Program], name: str, history: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Describe a node of the first Program that has it.
+) -> tuple[dict[str, Any], Program | None]:
+    """Describe what a name stands for in the first Program that has it.
 
     Raises:
         UsageError: No Program has it and no pass speaks of it.
     """
+    from fxcompress.axes import analyze, explain
     from fxcompress.ir import node_ids
-    from fxcompress.pipeline._close import did_you_mean
 
-    known: list[str] = []
     for program in programs:
         ids = node_ids(program)
         for node, node_id in ids.items():
             if node_id == name:
-                return _described(program, node, ids)
-        known.extend(ids.values())
+                return _described(program, node, ids), program
+    failures: list[UsageError] = []
+    for program in programs:
+        try:
+            explain(analyze(program), name)
+            return {}, program
+        except UsageError as error:
+            failures.append(error)
     if any(step["changes"] or step["declined"] for step in history):
-        return {}
-    raise UsageError(f"the model has no node `{name}`", hint=did_you_mean(name, known))
+        return {}, None
+    raise failures[0]
 
 
 def _described(program: Program, node: Node, ids: Mapping[Node, str]) -> dict[str, Any]:
@@ -136,7 +167,7 @@ def _described(program: Program, node: Node, ids: Mapping[Node, str]) -> dict[st
     }
 
 
-def _text(name: str, found: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
+def _text(name: str, found: Mapping[str, Any]) -> str:
     lines = [name]
     if found:
         attributes = " ".join(f"{key}={value}" for key, value in found["attributes"].items())
@@ -151,6 +182,11 @@ def _text(name: str, found: Mapping[str, Any], history: Sequence[Mapping[str, An
         if found["source"]:
             lines.append(f"  written in {found['source']}")
         lines.extend(f"  in {scope}" for scope in found["scope"])
+    return "\n".join(lines)
+
+
+def _history_text(history: Sequence[Mapping[str, Any]]) -> str:
+    lines: list[str] = []
     for step in history:
         lines.append(f"{step['index']} {step['id']}")
         for each in step["changes"]:
