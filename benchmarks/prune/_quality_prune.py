@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,68 +14,99 @@ from torch.nn import functional as F
 from ._peer import prune_with_peer, recipe
 from ._quality_train import Split, macs
 
-__all__ = ["CANDIDATES", "prune"]
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+
+__all__ = ["CANDIDATES", "Pruner"]
 
 CALIBRATION = 256
 SLACK = 1.02
 """A candidate may have this many times the MACs asked for: sizes are whole numbers."""
 
 _PEER = ("L1", "L2", "BN scale", "Taylor", "random", "Taylor, global")
+_TAYLOR = {"name": "taylor", "samples": CALIBRATION}
+_REFIT = {"method": "least_squares", "samples": CALIBRATION}
 _OURS: dict[str, dict[str, Any]] = {
-    "budget, Taylor": {"criterion": {"name": "taylor"}},
+    "budget, Taylor": {"criterion": _TAYLOR},
     "budget, L2": {"criterion": {"name": "l2"}},
-    "uniform, Taylor": {"criterion": {"name": "taylor"}, "uniform": True},
+    "budget, Taylor, refit": {"criterion": _TAYLOR, "compensation": _REFIT},
+    "uniform, Taylor": {"criterion": _TAYLOR, "uniform": True},
     "uniform, L2": {"criterion": {"name": "l2"}, "uniform": True},
 }
 CANDIDATES = (*(f"Torch-Pruning: {name}" for name in _PEER), *(f"ours: {name}" for name in _OURS))
 """What is compared; the first word before the colon is the side."""
 
 
-def prune(name: str, model: nn.Module, data: Split, size: int, share: float) -> nn.Module | None:
-    """Prune a copy to at most `share` of its MACs; None where the criterion does not apply.
+class Pruner:
+    """Prunes copies of one trained model; what all candidates share is found once.
 
     Args:
-        name: One of `CANDIDATES`.
         model: A trained model.
         data: Training data; the first images are for calibration.
         size: Side of the images in pixels.
-        share: The MACs that may be left, as a part of those of the model.
     """
-    side, _, how = name.partition(": ")
-    target = share * macs(model, size) * SLACK
-    calibration = data[0][:CALIBRATION], data[1][:CALIBRATION]
-    if side == "ours":
-        return _ours(how, model, calibration, target)
-    if how == "BN scale" and not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
-        return None
-    return _peer(how, model, calibration, size, target)
 
+    def __init__(self, model: nn.Module, data: Split, size: int) -> None:
+        self.model = model
+        self.calibration = data[0][:CALIBRATION], data[1][:CALIBRATION]
+        self.size = size
+        self.cost = macs(model, size)
+        self._ratios: dict[float, float] = {}
 
-def _peer(
-    how: str, model: nn.Module, calibration: Split, size: int, target: float
-) -> nn.Module | None:
-    """Prune by the smallest ratio whose result is cheap enough, found by halving.
+    @cached_property
+    def program(self) -> Program:
+        """The captured model."""
+        import fxcompress as fxc
 
-    With one ratio for every layer the cost does not depend on the criterion, so that the ratio is
-    found with the cheapest one.
-    """
-    example = ((torch.randn(1, 1, size, size),), {})
+        return fxc.capture(copy.deepcopy(self.model), (self.calibration[0][:2],), verify=False)
 
-    def attempt(ratio: float, how: str) -> nn.Module | None:
-        candidate = copy.deepcopy(model)
+    def prune(self, name: str, share: float) -> nn.Module | None:
+        """Prune to at most `share` of the MACs; None where the criterion does not apply."""
+        side, _, how = name.partition(": ")
+        target = share * self.cost * SLACK
+        if side == "ours":
+            return self._ours(how, target)
+        norms = any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules())
+        if how == "BN scale" and not norms:
+            return None
+        if "global" in how:
+            return self._attempt(how, self._peer_ratio(how, target))
+        if share not in self._ratios:  # with one ratio for all layers no criterion changes the cost
+            self._ratios[share] = self._peer_ratio("L1", target)
+        return self._attempt(how, self._ratios[share])
+
+    def _peer_ratio(self, how: str, target: float) -> float:
+        """Find the smallest ratio whose result is cheap enough, by halving."""
+        low, high = 0.0, 0.95
+        for _ in range(7):
+            ratio = (low + high) / 2
+            candidate = self._attempt(how, ratio)
+            fits = candidate is not None and macs(candidate, self.size) <= target
+            low, high = (low, ratio) if fits else (ratio, high)
+        return high
+
+    def _attempt(self, how: str, ratio: float) -> nn.Module | None:
+        candidate = copy.deepcopy(self.model)
+        example = ((torch.randn(1, 1, self.size, self.size),), {})
         torch.manual_seed(0)
         try:
-            _peer_step(how, candidate, calibration, example, ratio)
-            return candidate if macs(candidate, size) <= target else None
+            _peer_step(how, candidate, self.calibration, example, ratio)
+            macs(candidate, self.size)
         except (RuntimeError, IndexError, ValueError):
             return None  # a layer is empty
+        return candidate
 
-    low, high = 0.0, 0.95
-    for _ in range(7):
-        ratio = (low + high) / 2
-        fits = attempt(ratio, how if "global" in how else "L1") is not None
-        low, high = (low, ratio) if fits else (ratio, high)
-    return attempt(high, how)
+    def _ours(self, how: str, target: float) -> nn.Module:
+        import fxcompress as fxc
+
+        options = dict(_OURS[how])
+        if options.pop("uniform", False):
+            options["ratio"] = _uniform_ratio(self.program, target)
+        else:
+            options["budget"] = {"macs": int(target)}
+        step = {"use": "prune.channels", "max_ratio": 0.95, **options}
+        splits = {"calibration": list(_batches(self.calibration))}
+        return fxc.compress(self.program, [step], data=splits).program.module
 
 
 def _peer_step(how: str, model: nn.Module, calibration: Split, example: Any, ratio: float) -> None:
@@ -97,22 +129,7 @@ def _peer_step(how: str, model: nn.Module, calibration: Split, example: Any, rat
     model.zero_grad(set_to_none=True)
 
 
-def _ours(how: str, model: nn.Module, calibration: Split, target: float) -> nn.Module:
-    import fxcompress as fxc
-
-    options = dict(_OURS[how])
-    uniform = options.pop("uniform", False)
-    program = fxc.capture(copy.deepcopy(model), (calibration[0][:2],), verify=False)
-    if uniform:
-        options["ratio"] = _uniform_ratio(program, target)
-    else:
-        options["budget"] = {"macs": int(target)}
-    splits = {"calibration": list(_batches(calibration))}
-    step = {"use": "prune.channels", "max_ratio": 0.95, **options}
-    return fxc.compress(program, [step], data=splits).program.module
-
-
-def _uniform_ratio(program: Any, target: float) -> float:
+def _uniform_ratio(program: Program, target: float) -> float:
     """Return the smallest ratio, in steps of half a percent, whose MACs are at most the target."""
     from fxcompress.axes import analyze
 

@@ -24,7 +24,7 @@ import torch
 from benchmarks._common import RESULTS, machine
 
 from ._quality_models import NETWORKS, network
-from ._quality_prune import CANDIDATES, prune
+from ._quality_prune import CANDIDATES, Pruner
 from ._quality_train import DATASETS, accuracy, fit, load, macs
 
 __all__ = ["main"]
@@ -86,10 +86,10 @@ def _run(missing: Sequence[Cell], cells: dict[str, Cell]) -> None:
     train, test = load(first.dataset)
     model = network(first.network, data.size, first.seed)
     fit(model, train, data.epochs, RATE, first.seed)
-    dense, before = accuracy(model, test), macs(model, data.size)
+    dense, pruner = accuracy(model, test), Pruner(model, train, data.size)
     for cell in missing:
         start = time.process_time()
-        pruned = prune(cell.candidate, model, train, data.size, SHARES[cell.cost])
+        pruned = pruner.prune(cell.candidate, SHARES[cell.cost])
         if pruned is None:
             continue
         kept = copy.deepcopy(pruned)
@@ -100,7 +100,7 @@ def _run(missing: Sequence[Cell], cells: dict[str, Cell]) -> None:
             pruned=accuracy(pruned, test),
             tuned=accuracy(kept, test),
             macs=macs(pruned, data.size),
-            macs_before=before,
+            macs_before=pruner.cost,
             seconds=time.process_time() - start,
         )
         cells[cell.id] = done
