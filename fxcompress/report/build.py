@@ -9,6 +9,7 @@ from fxcompress.analysis import Cost, CostSummary, cost
 from fxcompress.ir import Program, op_name
 from fxcompress.pipeline.records import PassRecord, RunRecord
 from fxcompress.report._format import binary, exponent, metric, si, signed_percent
+from fxcompress.report._training import trainings
 from fxcompress.report.graph import union_graph
 from fxcompress.report.model import (
     ArtifactRow,
@@ -17,7 +18,6 @@ from fxcompress.report.model import (
     Chart,
     ConstraintRow,
     DeclinedRow,
-    EpochRow,
     Grade,
     Histogram,
     LatencyRow,
@@ -26,9 +26,7 @@ from fxcompress.report.model import (
     Report,
     SensitivityRow,
     Totals,
-    Training,
 )
-from fxcompress.train.history import Epoch
 
 __all__ = ["Extras", "build"]
 
@@ -88,7 +86,7 @@ def build(
         constraints=tuple(extras.constraints),
         metric_name=extras.metric_name,
         passes=(_original(record, extras), *(_row(p, extras) for p in record.passes)),
-        trainings=tuple(_training(p) for p in record.passes if p.decision.get("history")),
+        trainings=trainings(record.passes),
         graph=union_graph(before, after),
         charts=tuple(
             _bars(title, unit, key, *costs)
@@ -145,27 +143,6 @@ def _row(record: PassRecord, extras: Extras) -> PassRow:
         pending=record.pending,
         notes=record.proof.checks,
     )
-
-
-def _training(record: PassRecord) -> Training:
-    """Return the epochs that a pass's decision tells of, with the speed of each."""
-    epochs = [Epoch.model_validate(each) for each in record.decision["history"]]
-    speeds = record.measured.get("samples_per_second", ())
-    known = speeds if len(speeds) == len(epochs) else [None] * len(epochs)
-    rows = tuple(
-        EpochRow(
-            place=place,
-            epoch=each.epoch,
-            step=each.step,
-            loss=each.loss,
-            terms=each.losses,
-            lr=each.lr,
-            metric=each.metric,
-            throughput=speed,
-        )
-        for place, (each, speed) in enumerate(zip(epochs, known, strict=True))
-    )
-    return Training(id=record.id, epochs=rows, kept=record.decision.get("kept"))
 
 
 def _cards(record: RunRecord, extras: Extras) -> tuple[Card, ...]:

@@ -87,11 +87,11 @@ class PassRow(_Part):
 class EpochRow(_Part):
     """One epoch of a training: mean losses, and samples per second where they were measured.
 
-    `place` counts from 0; a pass that trains in several rounds numbers its epochs anew in each.
+    `place` counts from 0; `label` is the number of the epoch, `2.1` for the first of round 2.
     """
 
     place: int
-    epoch: int
+    label: str
     step: int
     loss: float
     terms: Mapping[str, float]
@@ -101,11 +101,14 @@ class EpochRow(_Part):
 
 
 class Training(_Part):
-    """The epochs of one pass; `kept` is the index of the one whose weights it ended with."""
+    """The epochs of one pass, or of one in all its rounds.
+
+    `kept` are the places of those whose weights it ended with, one a round.
+    """
 
     id: str
     epochs: tuple[EpochRow, ...]
-    kept: int | None = None
+    kept: tuple[int, ...] = ()
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -114,8 +114,8 @@ def report(blocks: int = 2, title: str = "ResNet50 · fold_batchnorm → static"
                     notes=("32 batches of calibration",)),
         ),
         trainings=(
-            Training(id="fine_tune", kept=1, epochs=tuple(
-                EpochRow(place=n, epoch=n + 1, step=19 * (n + 1), loss=1.5 / (n + 1),
+            Training(id="fine_tune", kept=(1,), epochs=tuple(
+                EpochRow(place=n, label=str(n + 1), step=19 * (n + 1), loss=1.5 / (n + 1),
                          lr=0.01 / (n + 1),
                          terms={"hard_labels": 1.0 / (n + 1), "soft_labels": 0.5 / (n + 1)},
                          metric=90.0 + n, throughput=8123.4)

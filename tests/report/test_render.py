@@ -108,7 +108,7 @@ def test_a_long_training_is_thinned_in_markdown_and_whole_in_html():
     sample = report()
     (training,) = sample.trainings
     rows = tuple(
-        training.epochs[0].model_copy(update={"place": n, "epoch": n + 1}) for n in range(90)
+        training.epochs[0].model_copy(update={"place": n, "label": str(n + 1)}) for n in range(90)
     )
     longer = sample.model_copy(
         update={"trainings": (training.model_copy(update={"epochs": rows}),)}
