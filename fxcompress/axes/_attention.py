@@ -41,10 +41,10 @@ def _tag(product: fx.Node, values: Mapping[fx.Node, Value], solver: Solver) -> N
                 if leaf.frozen is None and leaf not in shared:
                     solver.tag((leaf,), "head_width")
     both = [{leaf for dim in operand for leaf in solver.leaves(dim)} for operand in operands]
-    for dim in result[:-2] if op_name(product) != "einsum" else result:
-        for leaf in solver.leaves(dim):
-            if leaf.frozen is None and leaf in both[0] and leaf in both[1]:
-                solver.tag((leaf,), "head")
+    outer = result[:-2] if op_name(product) != "einsum" else result
+    leaves = (leaf for dim in outer for leaf in solver.leaves(dim))
+    heads = [e for e in leaves if e.frozen is None and e in both[0] and e in both[1]]
+    solver.tag_heads([(leaf,) for leaf in heads])
     for leaf in solver.leaves(result[-1]):
         if leaf.frozen is None:
             solver.tag((leaf,), "head_width")

@@ -144,6 +144,14 @@ class Solver:
             if tag not in leaf.tags:
                 leaf.tags = leaf.tags | {tag}
 
+    def tag_heads(self, dims: Iterable[Dim]) -> None:
+        """Note heads; where keys are copied for several queries, those copied are groups."""
+        leaves = {leaf for dim in dims for leaf in self.leaves(dim)}
+        copied = {leaf for leaf in leaves if "copy" in leaf.tags}
+        for leaf in leaves:
+            grouped = bool(copied) and leaf not in copied
+            self.tag((leaf,), "kv_group" if grouped else "head")
+
     def span(self, dim: Dim) -> None:
         """Note that a statistic is taken over a dimension."""
         for leaf in self.leaves(dim):

@@ -88,6 +88,7 @@ def test_repeated_keys_are_grouped_queries_too() -> None:
     assert {"q.weight[0]", "k.weight[0]", "v.weight[0]", "out.weight[1]"} <= places(group)
     inner = next(axis for axis in analysis.axes if axis.size == 3)
     assert places(inner) == {"q.weight[0]", "q.bias[0]", "out.weight[1]"}
+    assert (group.kind, inner.kind) == ("kv_group", "head")
 
 
 def _halves(x: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def _heads(site: Site, query: list[Dim], key: list[Dim], value: list[Dim]) -> li
         elif query[-3] and key[-3]:
             solver.unify(query[-3], key[-3])
     if len(query) > 3:
-        solver.tag(query[-3], "head")
+        solver.tag_heads([query[-3]])
     return [query[-3]]
 
 
@@ -83,8 +83,6 @@ def recurrent(site: Site) -> Value:
         site.attribute("proj_size", projected)
     states = site.args.get("hx")
     _states(site, states, hidden, projected)
-    site.multiply(*x, *solver.join([hidden] * gates))
-    site.multiply(*x[:-1], projected, *solver.join([hidden] * gates))
     output = [*x[:-1], result]
     first, rest = site.node.meta["val"]
     last = _last(site, rest, hidden, projected)
@@ -93,12 +91,13 @@ def recurrent(site: Site) -> Value:
 
 
 def _gates(site: Site, suffix: str, gates: int, source: Dim, hidden: Dim, projected: Dim) -> None:
-    solver = site.solver
+    solver, steps = site.solver, site.dims("input")[:-1]
     stacked = solver.join([hidden] * gates)
     for name, columns in (("weight_ih", source), ("weight_hh", projected)):
         rows, into = site.state(f"{site.node.target}.{name}_{suffix}")
         solver.unify(rows, stacked)
         solver.unify(into, columns)
+        site.multiply(*steps, rows, into)
         site.roles[(f"{site.node.target}.{name}_{suffix}", 0)] = "out"
         site.roles[(f"{site.node.target}.{name}_{suffix}", 1)] = "in"
     if site.get("bias"):
@@ -109,6 +108,7 @@ def _gates(site: Site, suffix: str, gates: int, source: Dim, hidden: Dim, projec
         rows, into = site.state(f"{site.node.target}.weight_hr_{suffix}")
         solver.unify(rows, projected)
         solver.unify(into, hidden)
+        site.multiply(*steps, rows, into)
 
 
 def _states(site: Site, states: Any, hidden: Dim, projected: Dim) -> None:

@@ -141,7 +141,13 @@ def _expanded(site: Site, dims: list[Dim]) -> list[Dim]:
 
 
 def _repeat_of_one(site: Site, size: Any) -> Dim:
-    return site.solver.fresh(size) if is_static(size) else site.solver.fixed(size, "a dynamic size")
+    return _copies(site, size) if is_static(size) else site.solver.fixed(size, "a dynamic size")
+
+
+def _copies(site: Site, size: Any) -> Dim:
+    made = site.solver.fresh(size)
+    site.solver.tag(made, "copy")
+    return made
 
 
 def expand_as(site: Site) -> Value:
@@ -174,7 +180,7 @@ def repeat(site: Site) -> Value:
         if place < start or counts[place - start] == 1:
             result.append(dim)
         elif isinstance(counts[place - start], int) and is_static(site.solver.size(dim)):
-            copies = site.solver.fresh((counts[place - start], ()))
+            copies = _copies(site, (counts[place - start], ()))
             site.literal(name, copies, place - start)
             result.append((*copies, *dim))
         else:
@@ -190,7 +196,7 @@ def repeat_interleave(site: Site) -> Value:
         site.freeze_all("its elements are repeated")
         return site.fixed_result("its elements are repeated")
     place = site.axis(over, len(dims))
-    copies = site.solver.fresh((count, ()))
+    copies = _copies(site, (count, ()))
     site.literal("repeats", copies)
     return [*dims[:place], (*dims[place], *copies), *dims[place + 1 :]]
 
