@@ -1,8 +1,8 @@
 """Multiply-accumulates per op: one rule per row of `RULES`.
 
 A rule takes a node and its operands' traced values and returns MACs; it agrees with
-`torch.utils.flop_counter`, which counts two operations per MAC (and none for grouped products, which
-it does not know). Ops of the op table without a rule multiply no matrices and cost none.
+`torch.utils.flop_counter`, which counts two operations per MAC (and none for grouped products,
+which it does not know). Ops of the op table without a rule multiply no matrices and cost none.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
 """The masked reference: the original Program with what is removed held at zero.
 
-Where a norm, a mean or a softmax is taken over an axis that shrinks, its statistics are those of the
-kept indices. A pruned Program must compute the same.
+Where a norm, a mean or a softmax is taken over an axis that shrinks, its statistics are those of
+the kept indices. A pruned Program must compute the same.
 """
 
 from __future__ import annotations

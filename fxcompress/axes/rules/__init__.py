@@ -1,9 +1,10 @@
 """One rule per op: how the dimensions of its operands, parameters and result are related.
 
-A rule takes a `Site` and returns the dims of the result. It states equalities (`site.solver.unify`),
-regroups factors (`regroup`), freezes what cannot shrink, and names constants that follow sizes.
-Other packages add rules through the entry-point group `fxcompress.axes`, whose values are mappings
-of op names (`fxcompress.ir.op_name`) to rules; a rule of ours cannot be replaced.
+A rule takes a `Site` and returns the dims of the result. It states equalities
+(`site.solver.unify`), regroups factors (`regroup`), freezes what cannot shrink, and names constants
+that follow sizes. Other packages add rules through the entry-point group `fxcompress.axes`, whose
+values are mappings of op names (`fxcompress.ir.op_name`) to rules; a rule of ours cannot be
+replaced.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ __all__ = ["RULES"]
 
 def elementwise(site: Site) -> Value:
     """Unify all tensor operands."""
+    if site.owns_tensors():
+        return site.unknown("a module with tensors of its own")
     nodes = [n for n in _nodes(site.args.values()) if isinstance(site.values.get(n), list)]
     return site.broadcast([site.dims_of(node) for node in nodes])
 
@@ -74,10 +76,8 @@ def fake_quant(site: Site) -> Value:
         if not each:
             continue
         site.solver.unify(each[0], dims[axis])
-        site.attribute("shape", each[0], 0)
         if module.group is not None and len(each) > 1:
             _grouped(site, dims, each[1], module.group)
-            site.attribute("shape", each[1], 1)
     return dims
 
 
@@ -97,8 +97,8 @@ def _grouped(site: Site, dims: list[Any], groups: Any, size: int) -> None:
 
 def mask(site: Site) -> Value:
     """A mask has an entry for each of a weight's, so it shrinks with the weight."""
-    dims = site.dims("input")
-    for mine, theirs in zip(site.weight("mask"), dims, strict=True):
+    dims, own = site.dims("input"), site.weight("mask")
+    for mine, theirs in zip(own or (), dims, strict=True):
         site.solver.unify(mine, theirs)
     return dims
 

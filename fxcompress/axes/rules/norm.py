@@ -1,4 +1,4 @@
-"""Norms, softmax and reductions: what spans an axis is noted, so that proofs take it into account."""
+"""Norms, softmax and reductions: what spans an axis is noted, so that proofs allow for it."""
 
 from __future__ import annotations
 
