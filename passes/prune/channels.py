@@ -214,11 +214,12 @@ class Channels(Pass[ChannelsOptions, ChannelsDecision]):
     `fxcompress.axes` finds them; each index gets a score by `criterion`, and the lowest go.
 
     How many go is a `ratio` or number per axis, or what a `budget` leaves. The budget is solved for
-    all axes together: minimise the removed score Σ sᵢ subject to C(n₁, n₂, …) ≤ B, C being a
-    polynomial in the sizes n. That is a knapsack with prices that fall as neighbours shrink: blocks
-    go in the order of score per cost saved, prices are renewed, then blocks are exchanged while
-    that loses less. A latency budget is met by searching the MAC budget whose result is measured
-    to be that quick.
+    all axes together: minimise Σₐ wₐ · removedₐ / keptₐ, the noise over the signal of each axis a,
+    subject to C(n₁, n₂, …) ≤ B. C is a polynomial in the sizes n, and wₐ the part of it that axis a
+    takes part in; scores in units of the loss are added up as they are. That is a knapsack with
+    prices that rise as neighbours shrink: blocks go in the order of loss per cost saved, prices are
+    renewed, then blocks are exchanged while that loses less. A latency budget is met by searching
+    the MAC budget whose result is measured to be that quick.
 
     Removing an index is the same as holding its contribution at zero, except where a norm spans
     the axis: then its statistics are taken over what is kept, and the plan says so.

@@ -123,6 +123,17 @@ def test_budgets_are_met_closely(name, scope):
         assert len(parts) > 2, "a global budget is not a uniform ratio"
 
 
+def test_relative_scores_cut_axes_more_alike_than_scores_in_one_unit():
+    spreads = []
+    for normalise in ("auto", "mean"):
+        criterion = {"name": "l2", "normalise": normalise}
+        options = {"budget": {"macs": "50%"}, "criterion": criterion}
+        result = apply(Channels, resnet(), options)
+        parts = [each.kept / each.size for each in result.decision.axes]
+        spreads.append(max(parts) - min(parts))
+    assert spreads[0] <= 0.2 < spreads[1]
+
+
 def test_absolute_budgets_and_several_at_once():
     result = apply(Channels, resnet(), {"budget": {"macs": "200k", "parameters": "6k"}})
     assert result.decision.after.macs <= 200_000
