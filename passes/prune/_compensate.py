@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from fxcompress.axes import Axis, Place, kept
-from fxcompress.errors import DataError, NumericsError
+from fxcompress.errors import DataError
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import bind, module_of, op_name
 from fxcompress.pipeline.base import Selection
 from fxcompress.rewrite import Declined
 from passes.prune._inputs import input_rows
+from passes.prune._least_squares import Sums
 from passes.prune._lockstep import Frontier
 from passes.prune._weights import Weight, find_weights
 
@@ -129,7 +130,7 @@ def _refit(
     state = after.program.state()
     weight, form = state[layer.pruned.tensor].detach(), layer.pruned.form
     squares = options.method == "least_squares"
-    sums = _Sums(weight.numel() // weight.shape[form.out], weight.shape[form.out], squares)
+    sums = Sums(weight.numel() // weight.shape[form.out], weight.shape[form.out], squares)
     reader = layer.pruned.readers[0]
     for index, values in enumerate(after.values):
         lacks = _rows(before.result(index), form.taps).index_select(1, layer.outputs.cpu())
@@ -157,68 +158,6 @@ def _rows(output: Tensor, taps: tuple[int, ...]) -> Tensor:
     """Return an output as rows `[batch · positions, out]`, in the order of `input_rows`."""
     place = output.dim() - 1 - len(taps)
     return output.detach().movedim(place, -1).flatten(0, -2).cpu()
-
-
-class _Sums:
-    """Sums over rows of the inputs x̃ `[n, columns]` and of what the outputs lack `[n, out]`."""
-
-    def __init__(self, columns: int, out: int, squares: bool) -> None:
-        self.count = 0
-        self.row = torch.zeros(columns, dtype=torch.float64)
-        self.lack = torch.zeros(out, dtype=torch.float64)
-        self.gram = torch.zeros(columns, columns, dtype=torch.float64) if squares else None
-        self.cross = torch.zeros(out, columns, dtype=torch.float64) if squares else None
-
-    def add(self, rows: Tensor, lacks: Tensor) -> None:
-        """Take in some rows."""
-        rows, lacks = rows.cpu().double(), lacks.double()
-        self.count += len(rows)
-        self.row += rows.sum(0)
-        self.lack += lacks.sum(0)
-        if self.gram is not None and self.cross is not None:
-            self.gram.addmm_(rows.T, rows)
-            self.cross.addmm_(lacks.T, rows)
-
-    @property
-    def mean_row(self) -> Tensor:
-        """x̄."""
-        return self.row / max(self.count, 1)
-
-    @property
-    def mean_lack(self) -> Tensor:
-        """ē."""
-        return self.lack / max(self.count, 1)
-
-    def check(self, name: str) -> None:
-        """Check that all sums are finite.
-
-        Raises:
-            NumericsError: One is not.
-        """
-        for each in (self.row, self.lack, self.gram):
-            if each is not None and not bool(each.isfinite().all()):
-                raise NumericsError(
-                    f"a NaN or an infinity at {name} while compensating",
-                    reason="calibration data leads to it, before or after pruning",
-                    hint="check the data and the weights; if fp16 overflows, prune in fp32",
-                    where=name,
-                )
-
-    def solve(self, ridge: float, *, centred: bool) -> Tensor:
-        """Return Δ `[out, columns]`."""
-        assert self.gram is not None, "least squares"
-        assert self.cross is not None, "least squares"
-        gram, cross = self.gram / max(self.count, 1), self.cross / max(self.count, 1)
-        if centred:
-            gram = gram - torch.outer(self.mean_row, self.mean_row)
-            cross = cross - torch.outer(self.mean_lack, self.mean_row)
-        diagonal = gram.diagonal()
-        damping = ridge * float(diagonal.mean())
-        if damping <= 0:
-            return torch.zeros_like(cross)
-        diagonal += damping
-        solved: Tensor = torch.linalg.solve(gram, cross.T).T
-        return solved
 
 
 def _layers(

@@ -7,7 +7,15 @@ from torch.nn import functional as F
 from fxcompress.axes import analyze
 from fxcompress.ir import capture
 from fxcompress.pipeline.context import Context
+from passes.prune._criteria import score
+from passes.prune._criterion import Criterion
 from tests.passes.support import seeded
+
+EVERY = (
+    "l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher", "obd", "activation_norm", "apoz",
+    "wanda", "random",
+)  # fmt: skip
+WITH_DATA = ("taylor", "fisher", "obd", "activation_norm", "apoz", "wanda")
 
 
 class Plain(nn.Module):
@@ -88,3 +96,21 @@ class Task:
 
     def axis(self, name):
         return self.analysis.axis(name)
+
+
+def scored(task, axis, name="l2", **options):
+    options.setdefault("normalise", "none")
+    criterion = Criterion(name=name, samples=task.samples, **options)
+    found = task.axis(axis)
+    return score(task.program, task.analysis, [found], criterion, task.context)[found]
+
+
+def hidden(task, run):
+    """Return what a module of the model reads, all batches together."""
+    seen = []
+    handle = run.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    with torch.no_grad():
+        for batch in task.batches:
+            task.model(*batch)
+    handle.remove()
+    return torch.cat(seen)
