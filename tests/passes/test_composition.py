@@ -1,4 +1,4 @@
-"""Every pass after every other: the manager's proofs hold, or the second one says what is missing."""
+"""Every pass after every other: the proofs hold, or the second one says what is missing."""
 
 from collections.abc import Callable
 from functools import cache
@@ -32,7 +32,6 @@ REFUSED = {
     ("cast", "cast"): "no node that this pass works on",
     ("cast", "fold"): "no layer makes its input",
     ("masks", "fold"): "masked or quantised already",
-    ("masks", "cast"): "is shared with",
 }
 
 
