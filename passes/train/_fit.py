@@ -11,6 +11,7 @@ from torch import nn
 from fxcompress.errors import PassError, UsageError
 from fxcompress.ir.ops import op_name
 from fxcompress.pipeline.selectors import Candidate, Selector, public_class
+from fxcompress.rewrite.edits import Declined
 from fxcompress.spec._python import load_factory
 from fxcompress.train import check_recipe, fit, trained_tensors, training_copy
 from fxcompress.train.config import Custom
@@ -38,7 +39,7 @@ def decide(program: Program, options: FitOptions, context: Context) -> FitDecisi
         count = sum(state[name].numel() for name in names)
         what = f"{len(names)} tensors ({count:,} parameters)"
         pending = f"{what}: known after training ({_length(options)} on {options.split})"
-        return FitDecision(parameters=tuple(names), pending=(pending,))
+        return FitDecision(parameters=tuple(names), pending=(pending,), declined=_unlike(program))
     module = training_copy(program)
     metric = context.metric
     done = fit(
@@ -60,6 +61,7 @@ def decide(program: Program, options: FitOptions, context: Context) -> FitDecisi
         history=done.history,
         kept=done.kept,
         stopped_early=done.stopped_early,
+        declined=_unlike(program),
         arrays=trained_tensors(program, module),
     )
 
@@ -90,6 +92,15 @@ def check_trained(before: Program, decision: FitDecision) -> None:
     for name in decision.arrays:
         if name in parameters and parameters[name] not in decision.parameters:
             raise PassError(f"training changed {name}, which was not selected", where=name)
+
+
+def _unlike(program: Program) -> tuple[Declined, ...]:
+    """Return what capture noted on how the graph differs from the original in training."""
+    return tuple(
+        Declined(node=note.about or program.name, reason=f"in training: {note.text}")
+        for note in program.notes
+        if note.kind == "train-differs"
+    )
 
 
 def _length(options: FitOptions) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves, Selection
+from fxcompress.rewrite.edits import Declined
 from fxcompress.train.config import Custom, FitConfig
 from fxcompress.train.history import Epoch
 
@@ -58,12 +59,14 @@ class FitDecision(Decision):
         history: One entry per epoch.
         kept: Index of the epoch whose weights these are.
         stopped_early: Whether `patience` ended the training.
+        declined: What the graph does not train as the original would, as capture found.
     """
 
     parameters: tuple[str, ...] = ()
     history: tuple[Epoch, ...] = ()
     kept: int | None = None
     stopped_early: bool = False
+    declined: tuple[Declined, ...] = ()
 
 
 class Fit(Pass[FitOptions, FitDecision]):
@@ -105,6 +108,8 @@ class Fit(Pass[FitOptions, FitDecision]):
 
     def rewrite(self, rewriter: GraphRewriter, decision: FitDecision) -> None:
         """Set the trained tensors."""
+        for declined in decision.declined:
+            rewriter.decline(declined.node, declined.reason)
         for name, tensor in sorted(decision.arrays.items()):
             rewriter.set_tensor(name, tensor, tied=True)
 

@@ -16,7 +16,7 @@ from fxcompress.errors import (
     SpecError,
     UsageError,
 )
-from fxcompress.ir import capture
+from fxcompress.ir import Note, capture
 from fxcompress.pipeline import Context, Lock
 from fxcompress.testing import hash_inputs, hash_weights_
 from fxcompress.train.metrics import BUILT_IN
@@ -310,6 +310,13 @@ def test_a_quantised_graph_trains_and_keeps_its_scales():
     names = {edit.name for edit in trained.edits}
     assert names == {f"{layer}.{part}" for layer in ("conv1", "conv2", "fc")
                      for part in ("weight", "bias")}  # fmt: skip
+
+
+def test_what_capture_found_to_differ_in_training_is_said():
+    program = small().with_notes(Note("train-differs", "bn1", "its statistics stay"))
+    context = Context(data=digits())
+    done = apply(Fit, program, {"steps": 1}, context)
+    assert done.reasons() == {"bn1": "in training: its statistics stay"}
 
 
 def test_tied_weights_stay_tied():
