@@ -53,6 +53,20 @@ def _conv_transpose(node: fx.Node, module: nn.Module | None) -> Expr:
     return elements(_operand(node, 0, "input")) * product(_weight(node, module).shape[1:])
 
 
+def _convolution(node: fx.Node, module: nn.Module | None) -> Expr:
+    transposed = _operand(node, 6, "transposed")
+    return (_conv_transpose if transposed else _conv)(node, module)
+
+
+def _tensordot(node: fx.Node, module: nn.Module | None) -> Expr:
+    left, dims = _operand(node, 0, "a"), _operand(node, 2, "dims")
+    if isinstance(dims, int) or dims is None:
+        contracted = left.shape[left.dim() - (2 if dims is None else dims) :]
+    else:
+        contracted = [left.shape[dim] for dim in dims[0]]
+    return elements(_output(node)) * product(contracted)
+
+
 def _matmul(node: fx.Node, module: nn.Module | None) -> Expr:
     left = _operand(node, 0, "input", "self")
     return elements(_output(node)) * size(left.shape[-1])
@@ -101,7 +115,7 @@ def _attention(node: fx.Node, module: nn.Module | None) -> Expr:
 
 
 def _recurrent(node: fx.Node, module: nn.Module | None) -> Expr:
-    assert isinstance(module, nn.RNNBase)
+    assert isinstance(module, (nn.RNNBase, nn.RNNCellBase))
     steps = product(_operand(node, 0, "input").shape[:-1])
     per_step = sum(
         weight.shape[0] * weight.shape[1]
@@ -122,6 +136,7 @@ RULES: Mapping[str, Rule] = {
     "conv1d": _conv,
     "conv2d": _conv,
     "conv3d": _conv,
+    "convolution": _convolution,
     "conv_transpose1d": _conv_transpose,
     "conv_transpose2d": _conv_transpose,
     "conv_transpose3d": _conv_transpose,
@@ -129,6 +144,8 @@ RULES: Mapping[str, Rule] = {
     "mm": _matmul,
     "bmm": _matmul,
     "mv": _matmul,
+    "inner": _matmul,
+    "tensordot": _tensordot,
     "dot": _matmul,
     "addmm": _added_matmul,
     "addbmm": _added_matmul,
@@ -140,6 +157,9 @@ RULES: Mapping[str, Rule] = {
     "lstm": _recurrent,
     "gru": _recurrent,
     "rnn": _recurrent,
+    "lstm_cell": _recurrent,
+    "gru_cell": _recurrent,
+    "rnn_cell": _recurrent,
     "bilinear": _bilinear,
 }
 

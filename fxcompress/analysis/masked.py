@@ -79,7 +79,7 @@ class MaskedReference(fx.Interpreter):
         return self._masked(run(n), self._analysis.nested_terms(n))
 
     def _recurrent(self, n: fx.Node) -> Any:
-        """Run a recurrent layer without what is removed: a removed unit would feed the next step."""
+        """Run a recurrent layer without what is removed, which would feed the next step."""
         module = self.fetch_attr(str(n.target))
         weights = {
             name: self._masked(tensor, self._analysis.places(f"{n.target}.{name}"))

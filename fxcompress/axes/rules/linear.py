@@ -19,6 +19,7 @@ def linear(site: Site) -> Value:
     assert weight is not None
     if len(weight) == 1:  # F.linear takes a vector too
         site.solver.unify(x[-1], weight[0])
+        site.multiply(*x[:-1], weight[0])
         return x[:-1]
     out, into = weight
     site.solver.unify(x[-1], into)
@@ -51,7 +52,9 @@ def bilinear(site: Site) -> Value:
     site.role("weight", 0, "out")
     site.role("weight", 1, "in")
     site.role("weight", 2, "in")
-    return [*site.broadcast([left[:-1], right[:-1]]), weight[0]]
+    batch = site.broadcast([left[:-1], right[:-1]])
+    site.multiply(*batch, *weight)
+    return [*batch, weight[0]]
 
 
 def convolution(site: Site) -> Value:

@@ -150,6 +150,7 @@ def recurrent_cell(site: Site) -> Value:
         rows, into = site.state(f"{site.node.target}.{name}")
         solver.unify(rows, stacked)
         solver.unify(into, columns)
+        site.multiply(*x[:-1], rows, into)
         site.role(name, 0, "out")
         site.role(name, 1, "in")
     if module.bias:
