@@ -32,7 +32,8 @@ class Literal:
         dims: The dimension whose size it is; several for a list of sections.
         form: `size` (an argument), `attribute` (of the called module), `sections` (a list of sizes
             along `axis`), `scale` (attention's default, from the size before), `start`, `stop` and
-            `index` (bounds of a slice; the dims are what lies before, or with `negative` after).
+            `index` (bounds of a slice; the dims are what lies before, or with `negative` after),
+            `squeeze` (the dims are those that must not be dropped).
     """
 
     node: fx.Node
@@ -180,6 +181,11 @@ class Site:
         """Say that a slice bound or an index is the size of what lies before (or after) it."""
         if any(not self.solver.is_frozen(dim) for dim in dims):
             self.literals.append(Literal(self.node, name, index, dims, form, negative=negative))
+
+    def squeezed(self, dims: Sequence[Dim]) -> None:
+        """Say that these dimensions are left by a squeeze that does not say which it drops."""
+        if any(not self.solver.is_frozen(dim) for dim in dims):
+            self.literals.append(Literal(self.node, "dim", None, tuple(dims), "squeeze"))
 
     def scale(self, dim: Dim) -> None:
         """Say that the node scales by the size of a dimension unless told how much."""

@@ -132,6 +132,13 @@ class Constants:
         width = _whole(constant.terms[0])
         self._set(node, "scale", None, width**-0.5)
 
+    def _squeeze(self, constant: Constant, node: fx.Node) -> None:
+        """Where something shrinks to 1, a squeeze of all dimensions must name those it drops."""
+        if any(self.size(term) == 1 for term in constant.terms):
+            shape = bind(constant.node)["input"].meta["val"].shape
+            ones = tuple(i for i, size in enumerate(shape) if isinstance(size, int) and size == 1)
+            self._set(node, "dim", None, ones)
+
     def _set(self, node: fx.Node, name: str, index: int | None, value: Any) -> None:
         """Set a parameter of a call where it stands: by position, spread out, or by keyword."""
         args, kwargs = list(node.args), dict(node.kwargs)

@@ -73,7 +73,9 @@ def squeeze(site: Site) -> Value:
     dims, over = site.dims("input"), site.args.get("dim")
     sizes = [site.solver.size(dim) for dim in dims]
     if over is None or over == ():
-        return [dim for dim, size in zip(dims, sizes, strict=True) if size != ONE]
+        left = [dim for dim, size in zip(dims, sizes, strict=True) if size != ONE]
+        site.squeezed(left)
+        return left
     chosen = {
         site.axis(d, len(dims)) for d in (over if isinstance(over, (tuple, list)) else (over,))
     }
