@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxcompress.analysis import masked_difference
+from fxcompress.analysis import cost, masked_difference
 from fxcompress.axes import Analysis, Axis, analyze
 from fxcompress.axes.terms import axes_of
 from fxcompress.ir import Program, capture, node_ids, op_name
@@ -166,7 +166,17 @@ def check(
         for axis in keep:
             wrong = masked_difference(analysis, swapped(keep, axis, rng), after, leaves)
             assert wrong > 1e-3, f"one wrong index of {axis} changes {wrong}\n{describe(keep)}"
+    costs_agree(analysis, keep, after)
     return analysis, keep, after
+
+
+def costs_agree(analysis: Analysis, keep: Keep, after: Program) -> None:
+    """Hold that the polynomials say what `cost` counts, before and after."""
+    sizes = analysis.sizes | {axis.id: len(index) for axis, index in keep.items()}
+    for program, at in ((analysis.program, analysis.sizes), (after, sizes)):
+        counted = cost(program)
+        assert analysis.macs.at(at) == counted.macs, program.text(state=False)
+        assert analysis.parameters.at(at) == counted.parameters
 
 
 def describe(keep: Keep) -> str:
