@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from fxcompress.pipeline.base import Options
 
-__all__ = ["Compensation"]
+__all__ = ["ByMethod", "Compensation"]
+
+
+Method: TypeAlias = Literal["none", "bias", "least_squares"]
 
 
 class Compensation(Options):
     """How the layers that read a pruned axis make up for what they no longer get."""
 
-    method: Literal["none", "bias", "least_squares"] = Field(
+    method: Method = Field(
         default="none",
         description="`bias` keeps the mean of each output; `least_squares` refits the weights to "
         "the outputs on calibration data.",
@@ -26,3 +29,13 @@ class Compensation(Options):
     )
     data: str = Field(default="calibration", description="Split that outputs are compared on.")
     samples: int = Field(default=128, ge=1, description="Samples that are read of it.")
+
+
+def _by_method(value: Any) -> Any:
+    return {"method": value} if isinstance(value, str) else value
+
+
+ByMethod: TypeAlias = Annotated[
+    Compensation, BeforeValidator(_by_method, json_schema_input_type=Method | Compensation)
+]
+"""A compensation with its settings, or its method alone (`compensation: least_squares`)."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fxcompress.axes.terms import Role
 from fxcompress.pipeline.base import Options
 from fxcompress.spec._factories import Factory
 
-__all__ = ["Criterion", "CriterionName", "Normalise", "Reduction"]
+__all__ = ["Criterion", "CriterionName", "Named", "Normalise", "Reduction"]
 
 CriterionName: TypeAlias = Literal[
     "l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher", "obd", "activation_norm", "apoz",
@@ -117,3 +117,13 @@ class Criterion(Options):
         if self.normalise != "auto":
             return self.normalise
         return "mean" if self.factory is None and self.name in _PER_AXIS_MEAN else "none"
+
+
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Named: TypeAlias = Annotated[
+    Criterion, BeforeValidator(_by_name, json_schema_input_type=CriterionName | Criterion)
+]
+"""A criterion with its settings, or its name alone (`criterion: taylor`)."""

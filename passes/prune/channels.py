@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves
 from fxcompress.rewrite.edits import Declined
 from fxcompress.spec.units import Amount, Count, Duration, Percent, Size
-from passes.prune._compensation import Compensation
-from passes.prune._criterion import Criterion
+from passes.prune._compensation import ByMethod, Compensation
+from passes.prune._criterion import Criterion, Named
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -80,8 +80,8 @@ class PruneOptions(Options):
     )
     min_keep: int | None = Field(default=None, ge=1, description="Fewest indices an axis keeps.")
     max_ratio: Percent = Field(default=0.5, description="Largest part of an axis that may go.")
-    criterion: Criterion = Field(default=Criterion(), description="What is kept.")
-    compensation: Compensation = Field(
+    criterion: Named = Field(default=Criterion(), description="What is kept.")
+    compensation: ByMethod = Field(
         default=Compensation(), description="How the layers that read them make up for it."
     )
     signature: Literal["fixed", "free"] = Field(

@@ -15,6 +15,7 @@ from fxcompress.rewrite.edits import Declined
 from fxcompress.spec._python import load_factory
 from fxcompress.train import check_recipe, fit, trained_tensors, training_copy
 from fxcompress.train.config import Custom
+from fxcompress.train.hooks import Hooks
 from passes.train.fit import FitDecision
 
 if TYPE_CHECKING:
@@ -22,11 +23,28 @@ if TYPE_CHECKING:
     from fxcompress.pipeline.context import Context
     from passes.train.fit import FitOptions
 
-__all__ = ["check_trained", "decide", "selected"]
+__all__ = ["check_trained", "decide", "selected", "train"]
 
 
 def decide(program: Program, options: FitOptions, context: Context) -> FitDecision:
     """Return the decision of `train.fit`."""
+    return train(program, options, context)
+
+
+def train(
+    program: Program,
+    options: FitOptions,
+    context: Context,
+    hooks: Callable[[nn.Module], Hooks] | None = None,
+) -> FitDecision:
+    """Train a copy and return what became of it.
+
+    Args:
+        program: What to train.
+        options: How.
+        context: Data, seed, metric, and whether this is a plan.
+        hooks: Given the copy before its first step, returns what else to do in each.
+    """
     names = selected(program, options)
     state = program.state()
     check_recipe(options, [state[name] for name in names])
@@ -51,6 +69,7 @@ def decide(program: Program, options: FitOptions, context: Context) -> FitDecisi
         evaluate=None if metric is None else _measured(program, context),
         higher_is_better=metric is None or metric.higher_is_better,
         seed=context.seed,
+        hooks=None if hooks is None else hooks(module),
         functions=functions,
         snapshots=context.scratch,
         progress=context.progress,
