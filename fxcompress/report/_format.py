@@ -100,6 +100,7 @@ def pixels(value: float) -> str:
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "binary": binary,
+    "change": signed_percent,
     "error_grade": error_grade,
     "exponent": exponent,
     "md": markdown,

@@ -10,6 +10,7 @@ from fxcompress.ir import Program, op_name
 from fxcompress.pipeline.records import PassRecord, RunRecord
 from fxcompress.report._format import binary, exponent, metric, si, signed_percent
 from fxcompress.report._training import trainings
+from fxcompress.report.axes import shrunk_axes
 from fxcompress.report.graph import union_graph
 from fxcompress.report.model import (
     ArtifactRow,
@@ -87,6 +88,7 @@ def build(
         metric_name=extras.metric_name,
         passes=(_original(record, extras), *(_row(p, extras) for p in record.passes)),
         trainings=trainings(record.passes),
+        axes=shrunk_axes(record, before),
         graph=union_graph(before, after),
         charts=tuple(
             _bars(title, unit, key, *costs)

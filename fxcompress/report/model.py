@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "ArtifactRow",
+    "Axes",
+    "AxisRow",
     "Bar",
     "Card",
     "Chart",
@@ -17,6 +19,10 @@ __all__ = [
     "PassRow",
     "Point",
     "Provenance",
+    "Rail",
+    "RailRow",
+    "RailStop",
+    "Rails",
     "Report",
     "Status",
     "Totals",
@@ -254,6 +260,62 @@ class LatencyRow(_Part):
     result_spread: float
 
 
+class AxisRow(_Part):
+    """An axis that shrank: `coupled` counts the dimensions that shrank with it, if known.
+
+    `letter` is what the picture calls it, or empty. `statistics` says that a norm spans it.
+    """
+
+    name: str
+    kind: str
+    before: int
+    after: int
+    coupled: int | None = None
+    statistics: bool = False
+    letter: str = ""
+
+
+class RailStop(_Part):
+    """An axis in a row: `out` makes it, `in` reads it, `join` is where two values meet."""
+
+    rail: int
+    role: Literal["out", "in", "scale", "bias", "other", "join"]
+    title: str
+
+
+class RailRow(_Part):
+    """A module or node with its stops; without a label, rows that are left out."""
+
+    label: str
+    text: str
+    stops: tuple[RailStop, ...] = ()
+
+
+class Rail(_Part):
+    """An axis of the picture, with its first and last row."""
+
+    letter: str
+    name: str
+    before: int
+    after: int
+    first: int
+    last: int
+
+
+class Rails(_Part):
+    """A picture of some axes: a rail for each, a row for each module in graph order."""
+
+    rails: tuple[Rail, ...]
+    rows: tuple[RailRow, ...]
+
+
+class Axes(_Part):
+    """The axes that shrank, and a picture of those that took most parameters."""
+
+    rows: tuple[AxisRow, ...]
+    rails: Rails | None = None
+
+
 class Report(_Part):
     """Everything that a report says."""
 
@@ -265,6 +327,7 @@ class Report(_Part):
     metric_name: str = ""
     passes: tuple[PassRow, ...]
     trainings: tuple[Training, ...] = ()
+    axes: Axes | None = None
     graph: UnionGraph
     charts: tuple[Chart, ...] = ()
     histograms: tuple[Histogram, ...] = ()

@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from fxcompress.report._format import FILTERS, TESTS
-from fxcompress.report.model import Report, UnionGraph, UnionNode
+from fxcompress.report.model import Rails, Report, UnionGraph, UnionNode
 
-__all__ = ["render_html", "render_markdown"]
+__all__ = ["render_html", "render_markdown", "render_rails"]
 
 
 @cache
@@ -65,6 +65,12 @@ def render_html(report: Report) -> str:
 def render_markdown(report: Report) -> str:
     """Return the report as GitHub-flavoured Markdown, short enough for a pull request."""
     return _environment().get_template("report.md.j2").render(report=report)
+
+
+def render_rails(rails: Rails) -> str:
+    """Return the picture of axes as an SVG file of its own, with the report's style in it."""
+    module = _environment().get_template("rails.svg.j2").module
+    return str(module.rails(rails, Markup(_asset("style.css")))) + "\n"  # type: ignore[attr-defined]
 
 
 def _graph_json(graph: UnionGraph) -> Markup:
