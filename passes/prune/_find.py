@@ -68,7 +68,10 @@ def _scores(job: Job, weight: Weight, norms: dict[str, Norms]) -> Tensor:
     if weight.tensor in norms:
         measured = norms[weight.tensor]
         measured.check()
-        scores = scores * measured.sum.sqrt().to(scores)[:, None, :]
+        # Nothing is known of an expert that no token reached: its weights count alone.
+        reached = measured.sum.amax(-1, keepdim=True) > 0
+        factors = torch.where(reached, measured.sum.sqrt(), 1.0)
+        scores = scores * factors.to(scores)[:, None, :]
     check_scores(scores, weight.tensor)
     fixed = job.fixed(weight)
     return scores if fixed is None else scores.masked_fill(fixed, -1.0)

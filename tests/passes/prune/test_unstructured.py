@@ -264,6 +264,35 @@ def test_free_weights_are_found_in_every_product(criterion, mode):
     }
 
 
+@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
+def test_an_expert_that_no_token_reaches_keeps_its_largest_weights(criterion):
+    program = model("experts")
+    name = "model.model.layers.0.mlp.experts.down_proj"
+    ids = torch.ones(1, 12, dtype=torch.int64)
+    options = {"ratio": 0.5, "criterion": criterion, "calibration": 1, "block": 16}
+    context = Context(data={"calibration": [(ids,)]})
+    result = apply(Unstructured, program, options, context)
+    before, after = (p.state()[name].detach() for p in (program, result.program))
+    untouched = [e for e in range(4) if torch.equal(after[e], before[e] * (after[e] != 0))]
+    # All tokens are alike: two of four experts are reached.
+    assert len(untouched) == (4 if criterion == "wanda" else 2)
+    whole = 0
+    for expert in range(4):
+        size = before[expert].abs().flatten()
+        gone = (after[expert] == 0).flatten()
+        rows = before[expert].abs(), after[expert] == 0
+        by_row = all(r[~z].min() >= r[z].max() for r, z in zip(*rows, strict=True))
+        whole += by_row if criterion == "wanda" else bool(size[~gone].min() >= size[gone].max())
+    assert whole == 2
+
+
+def test_only_criteria_of_data_read_a_split():
+    for criterion in CRITERIA:
+        options = Unstructured.Options(ratio=0.5, criterion=criterion)
+        expected = set() if criterion == "magnitude" else {"calibration"}
+        assert Unstructured().reads(options) == expected
+
+
 def test_untouched_weights_are_the_same_tensors():
     result = apply(Unstructured, resnet(), {"ratio": 0.5, "types": ["linear"]})
     before, after = result.before.state(), result.program.state()
