@@ -53,8 +53,8 @@ class Limits:
             raise UsageError(
                 f"round_to {step} is larger than {axis}, which has {axis.size}",
                 reason="no multiple of it is left to keep",
-                hint=f"give a smaller one for this kind (`round_to: {{{axis.kind}: 1}}`), "
-                "or exclude the axis",
+                hint="give a smaller one for this kind (`round_to: "
+                f"{{{axis.kind}: 1, default: {step}}}`), or exclude the axis",
                 where=axis.name or None,
             )
         largest = (axis.size - 1) // step * step

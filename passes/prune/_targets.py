@@ -43,7 +43,7 @@ def choose(free: Sequence[Axis], frozen: Sequence[Axis], options: PruneOptions) 
     for pattern in (*options.targets, *options.exclude):
         where = "targets" if pattern in options.targets else "exclude"
         _check_pattern(pattern, where, free, frozen)
-    _check_kinds(free, options)
+    _check_kinds(free, frozen, options)
     hit = [a for a in free if not options.targets or _any(a, options.targets)]
     kind = [a for a in hit if not options.kinds or a.kind in options.kinds]
     kept = [a for a in kind if not _any(a, options.exclude)]
@@ -94,15 +94,21 @@ def amounts(values: Mapping[str, T], axes: Iterable[Axis], what: str) -> dict[Ax
     return found
 
 
-def _check_kinds(free: Sequence[Axis], options: PruneOptions) -> None:
+def _check_kinds(free: Sequence[Axis], frozen: Sequence[Axis], options: PruneOptions) -> None:
     kinds = sorted({axis.kind for axis in free})
     for kind in options.kinds:
         if kind not in kinds:
+            stuck = [axis for axis in frozen if axis.kind == kind]
             raise SelectorError(
-                f"`{kind}` in `kinds` matches no axis",
-                reason=f"none of {len(free)} axes that can shrink is of this kind",
+                f"`{kind}` in `kinds` matches no axis that can shrink",
+                reason=_reasons(stuck) or f"none of {len(free)} axes is of this kind",
                 hint=f"there are: {one_of(kinds)}" if kinds else "",
             )
+
+
+def _reasons(stuck: Sequence[Axis]) -> str:
+    more = f"; and {len(stuck) - 6} more" if len(stuck) > 6 else ""
+    return "; ".join(f"{axis}: {axis.frozen}" for axis in stuck[:6]) + more
 
 
 def _check_pattern(pattern: str, where: str, free: Sequence[Axis], frozen: Sequence[Axis]) -> None:
@@ -115,10 +121,9 @@ def _check_pattern(pattern: str, where: str, free: Sequence[Axis], frozen: Seque
     if where == "exclude":
         return
     tied = any(axis.frozen and axis.frozen.cause == "output" for axis in stuck)
-    more = f"; and {len(stuck) - 6} more" if len(stuck) > 6 else ""
     raise SelectorError(
         f"`{pattern}` in `{where}` matches only axes that cannot shrink",
-        reason="; ".join(f"{axis}: {axis.frozen}" for axis in stuck[:6]) + more,
+        reason=_reasons(stuck),
         hint="`signature: free` lets axes of the model's outputs shrink" if tied else "",
     )
 

@@ -358,6 +358,7 @@ def test_a_latency_budget_changes_macs_until_it_is_met():
         ({"ratio": {"layer9.*": 0.5}}, SelectorError, "`layer9.*` in `ratio` matches no axis"),
         ({"ratio": 0.5, "kinds": ["channel", "head"]}, SelectorError, "`head` in `kinds` matches"),
         ({"ratio": 0.5, "kinds": ["head"]}, SelectorError, "there are: `channel`, `residual`"),
+        ({"ratio": 0.5, "kinds": ["neuron"]}, SelectorError, "head.weight[0]: it is a size of the"),
         ({"ratio": 0.5, "kinds": ["residual"], "targets": ["layer1.0.conv1"]}, SelectorError,
          "the targets are of the kinds `channel`"),
         ({"ratio": 0.5, "expect": 4}, SelectorError, "6 axes are selected, 4 are expected"),

@@ -130,6 +130,12 @@ def test_a_lock_replays_every_round():
     )
 
 
+def test_a_run_follows_its_plan():
+    job = prepare([step(budget={"macs": "60%"}, steps=2, passes=[FIT])], program(), data=labelled())
+    plan = job.plan()
+    assert job.run(plan=plan).record.result.macs == plan.result.macs
+
+
 class _Killed(BaseException):
     """Stands for a signal: nothing catches it."""
 
