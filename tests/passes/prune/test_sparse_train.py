@@ -9,7 +9,12 @@ from torch import Tensor, nn
 import fxcompress as fxc
 from fxcompress.axes import analyze
 from fxcompress.errors import SelectorError
+from fxcompress.ir import capture
+from fxcompress.pipeline import Context
+from fxcompress.testing import hash_weights_
 from passes.prune._sparse_train import Groups
+from passes.prune.sparse_train import SparseTrain
+from tests.passes.support import apply
 
 
 class Net(nn.Module):
@@ -108,3 +113,12 @@ def test_it_repeats_itself() -> None:
 def test_a_selection_of_nothing_is_an_error() -> None:
     with pytest.raises(SelectorError, match="matches no"):
         fxc.compress(program(), [step(targets=["conv9*"])], data=data())
+
+
+@pytest.mark.golden("passes/prune/sparse_train")
+def test_golden(golden_graph: Any) -> None:
+    start = hash_weights_(capture(Net().eval(), (torch.zeros(2, 1, 8, 8),)))
+    options = {"epochs": 1, "optimizer": {"use": "SGD", "lr": 0.01}, "strength": 0.5}
+    image = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    batches = [((torch.cat([image, -image]),), torch.tensor([0, 1]))]
+    golden_graph(apply(SparseTrain, start, options, Context(data={"train": batches})).program)
