@@ -25,11 +25,12 @@ _PATIENCE = 15  # wall seconds per CPU second before a process that waits for ev
 
 @dataclass(frozen=True)
 class Task:
-    """One side on one model."""
+    """One side on one model, within CPU seconds."""
 
     model: str
     side: Side
     ratio: float
+    seconds: int
     emit: str = ""
 
 
@@ -51,45 +52,44 @@ def run_all(
     work: Work,
     *,
     jobs: int,
-    seconds: float,
     gigabytes: float,
     on_result: Callable[[Outcome], None],
 ) -> None:
     """Run every task, `jobs` at a time; `on_result` gets each outcome as soon as it is there."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.zoo._preload"])
+    context.set_forkserver_preload(["benchmarks.prune._preload"])
     waiting = list(reversed(tasks))
     running: list[_Running] = []
     while waiting or running:
         while waiting and len(running) < jobs:
-            running.append(_start(context, waiting.pop(), work, int(seconds), gigabytes))
+            running.append(_start(context, waiting.pop(), work, gigabytes))
         wait([child.connection for child in running], timeout=1.0)
         for child in list(running):
-            if _finished(child, seconds):
+            if _finished(child):
                 running.remove(child)
                 on_result(child.latest)
 
 
-def _start(
-    context: ForkServerContext, task: Task, work: Work, seconds: int, gigabytes: float
-) -> _Running:
+def _start(context: ForkServerContext, task: Task, work: Work, gigabytes: float) -> _Running:
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(task, work, theirs, seconds, gigabytes))
+    process = context.Process(target=_child, args=(task, work, theirs, gigabytes))
     process.start()
     theirs.close()
     latest = Outcome(task.model, task.side)
-    return _Running(task, process, ours, time.monotonic() + _PATIENCE * seconds, latest)
+    return _Running(task, process, ours, time.monotonic() + _PATIENCE * task.seconds, latest)
 
 
-def _child(task: Task, work: Work, connection: Connection, seconds: int, gigabytes: float) -> None:
-    from benchmarks.zoo import _preload  # noqa: F401  (what a plain spawn has not done)
+def _child(task: Task, work: Work, connection: Connection, gigabytes: float) -> None:
+    from . import _preload  # noqa: F401  (what a plain spawn has not done)
 
     warnings.simplefilter("ignore")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the peer prints
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     limit = int(gigabytes * 1e9)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # SIGXCPU, then the end
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (task.seconds, task.seconds + 1)
+    )  # SIGXCPU, then the end
     outcome = Outcome(task.model, task.side)
     work(task, outcome, connection.send)
     outcome.stage = "done"
@@ -97,7 +97,7 @@ def _child(task: Task, work: Work, connection: Connection, seconds: int, gigabyt
     connection.close()
 
 
-def _finished(child: _Running, seconds: float) -> bool:
+def _finished(child: _Running) -> bool:
     """Take what the child sent; end it when it is done, dead or late."""
     alive = child.process.is_alive()
     try:
@@ -117,6 +117,6 @@ def _finished(child: _Running, seconds: float) -> bool:
     late = late or child.process.exitcode == -signal.SIGXCPU
     outcome = child.latest
     outcome.status = "timeout" if late else "crash"
-    reason = f"no end within {seconds:.0f} CPU s" if late else "the process died"
+    reason = f"no end within {child.task.seconds} CPU s" if late else "the process died"
     outcome.detail = f"{outcome.stage}: {reason}"
     return True

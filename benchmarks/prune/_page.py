@@ -14,7 +14,10 @@ from ._groups import GROUPS, group
 from ._judge import TOLERANCE
 from ._results import Outcome, Side
 
-__all__ = ["render"]
+__all__ = ["LIMITS", "render"]
+
+LIMITS: dict[Side, int] = {"ours": 200, "peer": 20}
+"""CPU seconds per model; ours are for capture, the proof and its control too."""
 
 Outcomes = Mapping[tuple[str, Side], Outcome]
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
@@ -71,7 +74,8 @@ def render(models: Sequence[ZooModel], outcomes: Outcomes, *, command: str, rati
         " dimension. *coverage*: the same of the prunable ones (all but input, output and frozen"
         " with a reason). *control*: with one wrong channel in the reference, the comparison"
         " fails. Torch-Pruning runs by its documented recipes (`benchmarks/prune/_peer.py` names"
-        " them). Seconds are CPU seconds: building its graph and pruning for Torch-Pruning;"
+        f" them) and is ended after {LIMITS['peer']} CPU seconds. Seconds are CPU seconds too:"
+        " building its graph and pruning for Torch-Pruning;"
         " analysis, choice and rewriting for ours, capture aside.",
         "",
         *_summary(shown, outcomes),

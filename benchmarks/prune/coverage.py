@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.zoo import load_zoo
 
 from ._children import Task, run_all
-from ._page import render
+from ._page import LIMITS, render
 from ._results import Outcome, Side, read_outcomes, write_outcomes
 from ._sides import work
 
@@ -40,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sides: tuple[Side, ...] = ("ours", "peer") if options.side == "both" else (options.side,)
     before = read_outcomes(path.with_suffix(".json")) if path else []
     outcomes = {(outcome.model, outcome.side): outcome for outcome in before}
-    tasks = [Task(m.id, side, options.ratio, options.emit) for m in chosen for side in sides]
+    tasks = [
+        Task(m.id, side, options.ratio, options.timeout or LIMITS[side], options.emit)
+        for m in chosen
+        for side in sides
+    ]
     if options.missing:
         tasks = [t for t in tasks if (t.model, t.side) not in outcomes]
     if options.failed:
@@ -59,10 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             page = render(models, outcomes, command=_COMMAND, ratio=options.ratio)
             path.write_text(page, encoding="utf-8")
 
-    run_all(
-        tasks, work, jobs=options.jobs, seconds=options.timeout, gigabytes=options.memory,
-        on_result=add,
-    )  # fmt: skip
+    run_all(tasks, work, jobs=options.jobs, gigabytes=options.memory, on_result=add)
     ours = [outcomes[task.model, task.side] for task in tasks if task.side == "ours"]
     return int(any(outcome.status not in ("right", "not captured") for outcome in ours))
 
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N")
     parser.add_argument("--out", metavar="FILE.md", help="page to write, with a .json beside it")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="CPU s per task")
+    parser.add_argument("--timeout", type=int, metavar="S", help="CPU seconds per model and side")
     parser.add_argument("--memory", type=float, default=10.0, metavar="GB", help="per process")
     parser.add_argument("--missing", action="store_true", help="only what --out does not hold yet")
     parser.add_argument("--failed", action="store_true", help="only what is not right in --out")

@@ -122,7 +122,7 @@ def test_both_sides_prune_a_plain_network_right(side, monkeypatch):
     zoo = ZooModel("torchvision", "tiny", "vgg", tiny, image_inputs(8))
     monkeypatch.setattr("benchmarks.prune._sides.load_zoo", lambda: (zoo,))
     outcome = Outcome(zoo.id, side)
-    work(Task(zoo.id, side, 0.5), outcome, lambda _: None)
+    work(Task(zoo.id, side, 0.5, 60), outcome, lambda _: None)
     assert (outcome.status, outcome.detail) == ("right", "")
     assert outcome.reached > 0.99
     assert outcome.parameters_after < 0.6 * outcome.parameters_before
