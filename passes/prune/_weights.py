@@ -38,6 +38,11 @@ _OPERANDS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
 }  # fmt: skip
 _FORMLESS: Final = frozenset({"bilinear", "conv_tbc", "convolution", "einsum", "tensordot"})
 _SAME: Final = frozenset({"mask", "fake_quant", "to", "contiguous", "clone", "detach", "identity"})
+# What hands on some of a weight's entries, or all of them in another shape.
+_PICKS: Final = _SAME | {
+    "transpose", "t", "permute", "select", "getitem", "index_select", "slice", "narrow", "chunk",
+    "split", "unbind", "reshape", "view", "flatten", "unflatten", "unsqueeze", "squeeze", "expand",
+}  # fmt: skip
 _SIZES: Final = frozenset({"size", "dim", "numel"})
 
 
@@ -98,7 +103,12 @@ def find_weights(
     formless = [node for node in nodes if node not in uses and _reads_a_weight(program, node)]
     selected = set(Selector.of(options).select(program, [*uses, *formless]))
     declined = [
-        Declined(node=ids[node], reason=_FORMLESS_REASON.format(op_name(node)))
+        Declined(
+            node=ids[node],
+            reason=_FORMLESS_REASON.format(op_name(node))
+            if op_name(node) in _FORMLESS
+            else "its weight is computed in the graph",
+        )
         for node in formless
         if node in selected
     ]
@@ -246,11 +256,24 @@ def _form(node: fx.Node, op: str, weight: _Operand, *, left: bool) -> Form | Non
 
 
 def _reads_a_weight(program: Program, node: fx.Node) -> bool:
-    if op_name(node) not in _FORMLESS:
+    """Whether a node multiplies by a weight, of whatever form: parts of one, or gathered."""
+    op = op_name(node)
+    if op not in _OPERANDS and op not in _FORMLESS:
         return False
     if node.op == "call_module":
         return True
-    return any(_follow(program, each) is not None for each in node.all_input_nodes)
+    names = {name for pair in _OPERANDS.get(op, ()) for name in pair}
+    bound = bind(node)
+    read = [bound.get(name) for name in names] if names else node.all_input_nodes
+    return any(_comes_from_a_parameter(each) for each in read)
+
+
+def _comes_from_a_parameter(node: Any) -> bool:
+    while isinstance(node, fx.Node) and node.op != "get_attr":
+        if op_name(node) not in _PICKS or not node.all_input_nodes:
+            return False
+        node = node.all_input_nodes[0]
+    return isinstance(node, fx.Node) and op_name(node) == "param"
 
 
 def _canonical(program: Program, name: str) -> str:

@@ -232,6 +232,7 @@ class Products(nn.Module):
         )
         self.free = nn.Parameter(torch.randn(4, 6))
         self.mixed = nn.Parameter(torch.randn(6, 6))
+        self.parts = nn.Parameter(torch.randn(8, 6))
 
     def forward(self, x):
         right = x @ self.right
@@ -240,6 +241,7 @@ class Products(nn.Module):
         batch = x.unsqueeze(1) @ self.batch
         free = nn.functional.linear(x, self.free)
         mixed = torch.einsum("bnd,de->bne", x, self.mixed)
+        mixed = mixed + x @ self.parts[:6]
         return right.sum(-1), left.sum(1), experts, batch, free, mixed
 
 
@@ -260,7 +262,8 @@ def test_free_weights_are_found_in_every_product(criterion, mode):
     }
     assert all(w.zeros == w.entries // 2 for w in result.decision.weights)
     assert result.reasons() == {
-        "/einsum": "the weight of einsum has no form as a matrix that is known here"
+        "/einsum": "the weight of einsum has no form as a matrix that is known here",
+        "/matmul@4": "its weight is computed in the graph",
     }
 
 
