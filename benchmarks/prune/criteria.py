@@ -1,6 +1,6 @@
 """Accuracy of every criterion at one budget, with and without compensation.
 
-python -m benchmarks.prune.criteria [--seeds 3] [--share 0.3]
+python -m benchmarks.prune.criteria [--networks ResNet ViT] [--seeds 3] [--share 0.3]
 
 Digits of 8 x 8 pixels. A network is trained, pruned in one step by a budget over all axes, and
 trained for two more epochs; results/prune_criteria.md gets the mean test accuracy over seeds.
@@ -37,20 +37,21 @@ CALIBRATION, RATE, TUNE_RATE, TUNE_EPOCHS = 256, 3e-3, 1e-3, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prune.criteria")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.3)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows = []
-    for name in NETWORKS:
+    for name in options.networks:
         found: dict[tuple[str, str], list[tuple[float, float]]] = {}
         dense = []
         for seed in range(options.seeds):
             dense.append(_measure(name, seed, options.share, found))
         rows += _rows(name, found)
         rows.append([f"{name} before", _percent(dense), *["–"] * 3])
-    _write(rows, options.share, options.seeds)
+    _write(rows, options)
     return 0
 
 
@@ -111,17 +112,17 @@ def _percent(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.1f}"
 
 
-def _write(rows: list[list[object]], share: float, seeds: int) -> None:
+def _write(rows: list[list[object]], options: argparse.Namespace) -> None:
     stages = ("pruned", "trained")
     write_table(
         "prune_criteria",
         "Criteria and compensation of prune.channels",
-        "python -m benchmarks.prune.criteria",
+        f"python -m benchmarks.prune.criteria --networks {' '.join(options.networks)}",
         ["criterion", *(f"{method}: {stage}" for method in METHODS for stage in stages)],
         rows,
-        f"Test accuracy in percent on 8 x 8 digits, mean of {seeds} seeds, after pruning to "
-        f"{share:.0%} of the MACs in one step (`scope: global`, `max_ratio: 0.9`, {CALIBRATION} "
-        f"labelled samples) and after {TUNE_EPOCHS} epochs of training that.",
+        f"Test accuracy in percent on 8 x 8 digits, mean of {options.seeds} seeds, after pruning "
+        f"to {options.share:.0%} of the MACs in one step (over all axes, `max_ratio: 0.9`, "
+        f"{CALIBRATION} labelled samples) and after {TUNE_EPOCHS} epochs of training that.",
     )
 
 
