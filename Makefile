@@ -47,8 +47,9 @@ bench: setup ## Measure everything that benchmarks/ promises
 schema: setup ## Write the JSON Schema of spec files
 	$(BIN)/fxcompress schema > fxcompress.schema.json
 
-docs: setup ## Write the generated page of docs/
+docs: setup ## Write the generated page and pictures of docs/
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/pictures.py
 
 clean: ## Remove runs and caches, keep .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

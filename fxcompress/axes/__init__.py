@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 from fxcompress._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from fxcompress.axes._site import Rule as Rule
+    from fxcompress.axes._site import Site as Site
+    from fxcompress.axes._site import Value as Value
     from fxcompress.axes.analysis import Analysis as Analysis
     from fxcompress.axes.analysis import analyze as analyze
     from fxcompress.axes.explain import Explanation as Explanation
@@ -32,7 +35,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Place": "terms",
         "Polynomial": "polynomial",
         "Product": "terms",
+        "Rule": "_site",
+        "Site": "_site",
         "Term": "terms",
+        "Value": "_site",
         "analyze": "analysis",
         "coupling": "explain",
         "explain": "explain",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from string import ascii_lowercase
 
 from fxcompress.axes.analysis import Constant
-from fxcompress.axes.terms import Axis, Concat, Product, Term
+from fxcompress.axes.terms import Axis, Concat, Product, Term, axes_of
 
 __all__ = ["Letters", "constant_text", "size_of"]
 
@@ -26,6 +26,8 @@ class Letters:
         """Return a term such as `[a·b | a·b | 64]`."""
         if isinstance(term, Axis):
             return str(term.size) if term.frozen else self._letter(term)
+        if isinstance(term, Concat) and all(axis.frozen for axis in axes_of(term)):
+            return str(size_of(term))
         if isinstance(term, Concat):
             return "[" + " | ".join(map(self.write, _parts(term))) + "]"
         return "·".join(map(self.write, term.factors)) or "1"

@@ -68,9 +68,12 @@ def render_markdown(report: Report) -> str:
 
 
 def render_rails(rails: Rails) -> str:
-    """Return the picture of axes as an SVG file of its own, with the report's style in it."""
+    """Return the picture of axes as an SVG file of its own, with its part of the style in it."""
+    colours, rest = _asset("style.css").split("* {", 1)
+    rules = [line for line in rest.splitlines() if line.startswith((".rail", "svg text"))]
+    style = colours + "\n".join(rules)
     module = _environment().get_template("rails.svg.j2").module
-    return str(module.rails(rails, Markup(_asset("style.css")))) + "\n"  # type: ignore[attr-defined]
+    return str(module.rails(rails, Markup(style))) + "\n"  # type: ignore[attr-defined]
 
 
 def _graph_json(graph: UnionGraph) -> Markup:

@@ -176,13 +176,21 @@ class ChannelsDecision(Decision):
     outputs: tuple[str, ...] = ()
 
     def summary(self) -> tuple[str, ...]:
-        """Return the sizes by kind, what norms span, and the outputs that change."""
+        """Return the sizes by kind, what norms span, ops without a rule, and changed outputs."""
         lines = [_sizes(kind, entries) for kind, entries in self._by_kind().items()]
         spanned = [each.name for each in self.axes if each.statistics and each.kept < each.size]
         if spanned:
             more = f" and {len(spanned) - 2} more" if len(spanned) > 2 else ""
             lines.append(f"norms over {', '.join(spanned[:2])}{more} count only what is kept")
+        lines += [self._without_rule(op, count) for op, count in self.unknown.items()]
         return (*lines, *self.outputs)
+
+    def _without_rule(self, op: str, count: int) -> str:
+        """Return `no rule for roll (3 nodes): fc.weight[0] and 4 more stay whole`."""
+        stuck = [each.node for each in self.declined if each.reason.startswith(f"{op} has no rule")]
+        more = f" and {len(stuck) - 2} more" if len(stuck) > 2 else ""
+        stays = f"{', '.join(stuck[:2])}{more} stay whole" if stuck else "it touches no weights"
+        return f"no rule for {op} ({'1 node' if count == 1 else f'{count} nodes'}): {stays}"
 
     def _by_kind(self) -> dict[str, list[AxisEntry]]:
         found: dict[str, list[AxisEntry]] = {}
