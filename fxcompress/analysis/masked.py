@@ -154,7 +154,7 @@ class MaskedReference(fx.Interpreter):
             return self.call_module(str(node.target), args, kwargs)
         if node.op == "call_method":
             return self.call_method(str(node.target), args, kwargs)
-        return self.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+        return self.call_function(node.target, args, kwargs)
 
     def _norm(self, node: fx.Node, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         """Norms name their sizes: they are computed by their formula on what is kept."""
@@ -190,7 +190,7 @@ class MaskedReference(fx.Interpreter):
             return value
         if node.op != "call_module":
             return {"eps": None if op_name(node) == "rms_norm" else 1e-5}.get(key)
-        module: nn.Module = self.module.get_submodule(str(node.target))  # type: ignore[union-attr]
+        module: nn.Module = self.module.get_submodule(str(node.target))
         value = getattr(module, key, None)
         if isinstance(value, torch.Tensor) and not numbers:
             return self._select(value, self._analysis.places(f"{node.target}.{key}"))

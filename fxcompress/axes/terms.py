@@ -129,7 +129,7 @@ def mask(
     """
     if isinstance(term, Axis):
         chosen = np.zeros(sizes.get(term, term.size), dtype=bool)
-        chosen[keep.get(term, slice(None))] = True  # type: ignore[call-overload]
+        chosen[keep.get(term, slice(None))] = True
         return chosen
     if isinstance(term, Concat):
         return np.concatenate([mask(part, keep, sizes) for part in term.parts])

@@ -148,9 +148,9 @@ def _advanced(site: Site, dims: list[Dim], items: list[Any]) -> Value:
     known: dict[int, Dim] = {}
     if len(index_dims) == rank:
         known |= {start + i: dim for i, dim in enumerate(index_dims)}
-    for i, dim in enumerate(kept):
-        if dim is not None:
-            known[i if i < start else i + rank] = dim
+    for i, whole in enumerate(kept):
+        if whole is not None:
+            known[i if i < start else i + rank] = whole
     return site.rest(value, known, _BY_DATA)
 
 
