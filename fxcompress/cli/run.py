@@ -97,6 +97,9 @@ def _text(result: Result, spec: Spec, folder: Path, finished: Finished) -> str:
             f"  {each.index} {each.id:<16} {each.proof.grade:<9} "
             f"{_change(record.original.bytes, each.after.bytes)}{shown}{metric}"
         )
+    for reason in dict.fromkeys(record.stopped.values()):
+        left = [step for step, why in record.stopped.items() if why == reason]
+        lines.append(f"  without {left[0]} to {left[-1]}: {reason}")
     if record.original_metric is not None:
         lines.append(f"  original {record.metric_name} {record.original_metric:.4g}")
     signs = {True: "✓", False: "✗", None: "?"}
