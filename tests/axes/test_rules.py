@@ -20,7 +20,11 @@ WIDTHS = st.builds(Sizes, st.integers(3, 6), st.integers(3, 6), st.integers(3, 6
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @settings(
-    max_examples=2, phases=(Phase.generate,), suppress_health_check=list(HealthCheck), deadline=None
+    max_examples=2,
+    derandomize=True,
+    phases=(Phase.generate,),
+    suppress_health_check=list(HealthCheck),
+    deadline=None,
 )
 @given(sizes=WIDTHS, seed=st.integers(0, 2**20), dynamic=st.booleans())
 def test_removed_equals_held_at_zero(case: Case, sizes: Sizes, seed: int, dynamic: bool) -> None:

@@ -35,7 +35,7 @@ _BINARY = (
     "heaviside ldexp nextafter"
 )
 _COMPARE = "lt le gt ge"
-_ROUNDED = "eq ne isclose logical_and logical_or logical_xor"
+_TWO_VALUED = "eq ne isclose logical_and logical_or logical_xor"
 _WHOLE = "bitwise_and bitwise_or bitwise_xor gcd lcm"
 
 
@@ -73,6 +73,10 @@ def _pair(compute: Any, s: Sizes, before: Any = None) -> Built:
 
 def _whole(x: Tensor) -> Tensor:
     return (x * 8).to(torch.int32)
+
+
+def _counts(x: Tensor) -> Tensor:
+    return (x * 4).round().abs() + 1
 
 
 def _small(x: Tensor) -> Tensor:
@@ -131,10 +135,10 @@ CASES: tuple[Case, ...] = (
     *map(_of_unit, _UNIT.split()),
     *(_unary(name, F) for name in _F.split()),
     *map(_binary, (*_BINARY.split(), *_COMPARE.split())),
-    *(_binary(name, torch.round) for name in _ROUNDED.split()),
+    *(_binary(name, lambda x: (x > 0).float()) for name in _TWO_VALUED.split()),
     *(_binary(name, _whole) for name in _WHOLE.split()),
-    *(_binary(name, lambda x: x.exp()) for name in ("xlogy", "fmod", "remainder",
-                                                    "floor_divide", "div")),
+    *(_binary(name, torch.exp) for name in ("xlogy", "div")),
+    *(_binary(name, _counts) for name in ("fmod", "remainder", "floor_divide")),
     *(_binary(name, torch.sigmoid) for name in ("pow", "float_power")),
     *(_binary(name, _small) for name in ("bitwise_left_shift", "bitwise_right_shift")),
     case("acosh", lambda s: tokens(lambda x: torch.acosh(1.1 + torch.sigmoid(x)), s)),

@@ -24,7 +24,7 @@ def weight(*shape: int) -> nn.Parameter:
 def _convolutions(s: Sizes, rank: int) -> Built:
     conv = _CONVS[rank - 1]
     net = Net(
-        lambda m, x: m.last(m.grouped(torch.relu(m.first(x)))),
+        lambda m, x: m.last(m.grouped(torch.tanh(m.first(x)))),
         first=conv(s.a, 3 * s.b, 3, stride=2, padding=1),
         grouped=conv(3 * s.b, 3 * s.c, 1, groups=3),
         last=conv(3 * s.c, 2, 1),
@@ -34,7 +34,7 @@ def _convolutions(s: Sizes, rank: int) -> Built:
 
 def _depthwise(s: Sizes) -> Built:
     net = Net(
-        lambda m, x: m.last(m.deep(torch.relu(m.first(x)))),
+        lambda m, x: m.last(m.deep(torch.tanh(m.first(x)))),
         first=nn.Conv2d(s.a, s.b, 1),
         deep=nn.Conv2d(s.b, 2 * s.b, 3, groups=s.b, bias=False),
         last=nn.Conv2d(2 * s.b, s.c, 1),
@@ -45,7 +45,7 @@ def _depthwise(s: Sizes) -> Built:
 def _transposed(s: Sizes, rank: int, groups: int) -> Built:
     conv, up = _CONVS[rank - 1], _UPS[rank - 1]
     net = Net(
-        lambda m, x: m.last(torch.relu(m.up(m.first(x)))),
+        lambda m, x: m.last(torch.tanh(m.up(m.first(x)))),
         first=conv(s.a, groups * s.b, 1),
         up=up(groups * s.b, groups * s.c, 2, stride=2, groups=groups),
         last=conv(groups * s.c, 3, 1),
@@ -104,7 +104,7 @@ def _experts(s: Sizes, product: Any) -> Built:
 def _weight_norm(s: Sizes, **options: Any) -> Built:
     wrap = parametrizations.weight_norm
     net = Net(
-        lambda m, x: m.down(torch.relu(m.mid(torch.relu(m.up(x))))),
+        lambda m, x: m.down(torch.tanh(m.mid(torch.tanh(m.up(x))))),
         up=wrap(nn.Linear(s.a, s.b), **options), mid=wrap(nn.Linear(s.b, s.c), **options),
         down=nn.Linear(s.c, 3),
     )  # fmt: skip
