@@ -56,7 +56,7 @@ def size_of(term: Term) -> int:
 def constant_text(constant: Constant, node: str, write: Callable[[Term], str]) -> str:
     """Return a number in the graph as `node argument[index] = terms`, by its form."""
     where = constant.name if constant.index is None else f"{constant.name}[{constant.index}]"
-    terms = list(map(write, constant.terms))
+    terms = [write(term) for term in constant.terms if size_of(term)] or ["0"]
     if constant.form == "sections":
         return f"{node} {where} = [{', '.join(terms)}]"
     if constant.form == "scale":

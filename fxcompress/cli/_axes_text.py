@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -27,10 +28,10 @@ def axes_text(explanation: Explanation, unknown: Mapping[str, int]) -> str:
         lines.append(f"    tied to {explanation.tied}")
     for owner, dims in groupby(explanation.dims, lambda dim: dim.place.rpartition("[")[0]):
         lines.append(f"    {owner}  {' × '.join(map(_dim, dims))}")
-    shown = {axis.letter for axis in explanation.axes if axis.letter}
-    for letter, name in explanation.letters.items():
-        if letter not in shown:
-            lines.append(f"    {letter} is {name}")
+    told = {axis.letter for axis in explanation.axes}
+    for letter in _used(explanation):
+        if letter not in told:
+            lines.append(f"    {letter} is {explanation.letters[letter]}")
     for axis in explanation.axes:
         if axis.letter:
             lines.extend(_free(axis))
@@ -50,6 +51,15 @@ def coupling_text(pair: Coupling) -> str:
     if pair.path:
         lines.append(f"    {_way(pair.path)}")
     return "\n".join(lines)
+
+
+def _used(explanation: Explanation) -> list[str]:
+    """Return the letters that the shown terms and numbers have."""
+    terms = [dim.term for dim in explanation.dims]
+    for axis in explanation.axes:
+        terms += [text.rpartition(" = ")[2] for text in axis.constants[:_NAMES]]
+    words = set(re.findall(r"[a-z]\d*", " ".join(terms)))
+    return [letter for letter in explanation.letters if letter in words]
 
 
 def _dim(dim: DimFacts) -> str:
