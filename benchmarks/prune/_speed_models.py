@@ -65,5 +65,5 @@ MODELS: dict[str, Callable[[], Case]] = {
 }
 GROWING: dict[str, dict[str, Callable[[], Case]]] = {
     "DenseNet": {f"DenseNet-{n}": _vision(f"densenet{n}") for n in (121, 169, 201)},
-    "transformer": {f"transformer, {n} layers": lambda n=n: llama(n, 64) for n in (12, 25, 50, 100)},
+    "Llama": {f"Llama, {n} layers": lambda n=n: llama(n, 64) for n in (12, 25, 50, 100)},
 }

@@ -88,9 +88,16 @@ def per_index(place: Place, axis: Axis, elements: Tensor) -> NDArray[np.float64]
         axis: The axis.
         elements: One number per element of the tensor, in its shape.
     """
-    others = [d for d in range(elements.dim()) if d != place.dim]
-    line = elements.sum(others, dtype=torch.float64) if others else elements.double()
-    return gather(line.cpu().numpy(), place.term, axis)
+    return gather(line_of(elements, place.dim), place.term, axis)
+
+
+def line_of(elements: Tensor, dim: int) -> NDArray[np.float64]:
+    """Return the sum over all dimensions but one, added up in at least single precision."""
+    others = [d for d in range(elements.dim()) if d != dim]
+    wide = torch.promote_types(elements.dtype, torch.float32)
+    line = elements.sum(others, dtype=wide) if others else elements
+    found: NDArray[np.float64] = line.double().cpu().numpy()
+    return found
 
 
 def gather(line: NDArray[np.float64], term: Term, axis: Axis) -> NDArray[np.float64]:
@@ -125,8 +132,10 @@ def score_places(
             by_tensor.setdefault(place.tensor, []).append((axis, number, place))
     for uses in by_tensor.values():
         made = elements(uses[0][2])
+        lines = {dim: line_of(made, dim) for dim in {place.dim for *_, place in uses}}
         for axis, number, place in uses:
-            found[axis][number] = finite(per_index(place, axis, made), axis, place.tensor)
+            scores = gather(lines[place.dim], place.term, axis)
+            found[axis][number] = finite(scores, axis, place.tensor)
     return {axis: [mine[n] for n in sorted(mine)] for axis, mine in found.items()}
 
 
