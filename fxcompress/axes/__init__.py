@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from fxcompress._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from fxcompress.axes._polynomial import Polynomial as Polynomial
     from fxcompress.axes._site import Rule as Rule
     from fxcompress.axes._site import Site as Site
     from fxcompress.axes._site import Value as Value
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from fxcompress.axes.explain import Explanation as Explanation
     from fxcompress.axes.explain import coupling as coupling
     from fxcompress.axes.explain import explain as explain
-    from fxcompress.axes.polynomial import Polynomial as Polynomial
     from fxcompress.axes.terms import Axis as Axis
     from fxcompress.axes.terms import Concat as Concat
     from fxcompress.axes.terms import Frozen as Frozen
@@ -33,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Explanation": "explain",
         "Frozen": "terms",
         "Place": "terms",
-        "Polynomial": "polynomial",
+        "Polynomial": "_polynomial",
         "Product": "terms",
         "Rule": "_site",
         "Site": "_site",

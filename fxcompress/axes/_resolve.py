@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fxcompress.axes._polynomial import Polynomial
 from fxcompress.axes._sizes import is_static
 from fxcompress.axes._solver import Dim, Solver, Variable
-from fxcompress.axes.polynomial import Polynomial
 from fxcompress.axes.terms import Axis, Concat, Place, Product, Role, Term, axes_of, polynomial
 
 __all__ = ["Resolver"]

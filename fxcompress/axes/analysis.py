@@ -11,11 +11,11 @@ import torch
 from torch import fx, nn
 
 from fxcompress.axes._attention import tag_attention
+from fxcompress.axes._polynomial import Polynomial
 from fxcompress.axes._resolve import Resolver
 from fxcompress.axes._site import Literal as SizeLiteral
 from fxcompress.axes._site import Site, Value, fixed_value, freeze_value
 from fxcompress.axes._solver import Dim, Solver
-from fxcompress.axes.polynomial import Polynomial
 from fxcompress.axes.rules import rule_of
 from fxcompress.axes.terms import Axis, Frozen, Term, polynomial
 from fxcompress.errors import UsageError

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fxcompress.axes.polynomial import Polynomial
+from fxcompress.axes._polynomial import Polynomial
 
 __all__ = [
     "Axis", "Concat", "Frozen", "Place", "Product", "Role", "Term", "axes_of", "kept", "mask",

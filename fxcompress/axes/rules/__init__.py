@@ -13,14 +13,38 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from fxcompress.axes._site import Rule
-from fxcompress.axes.rules import create, elementwise, index, linear, norm, sequence, shape, spatial
+from fxcompress.axes.rules import (
+    create,
+    elementwise,
+    index,
+    linear,
+    lookup,
+    norm,
+    parts,
+    products,
+    sequence,
+    shape,
+    spatial,
+)
 from fxcompress.errors import UsageError
 
 __all__ = ["all_rules", "rule_of"]
 
 _OURS: dict[str, Rule] = {
     name: rule
-    for table in (elementwise, linear, shape, index, norm, spatial, sequence, create)
+    for table in (
+        elementwise,
+        linear,
+        products,
+        shape,
+        parts,
+        index,
+        lookup,
+        norm,
+        spatial,
+        sequence,
+        create,
+    )
     for name, rule in table.RULES.items()
 }
 

@@ -1,4 +1,4 @@
-"""Ops that pick values by position: what is picked by data cannot shrink."""
+"""Indexing: slices cut a dimension, numbers take one of its indices, tensors freeze it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import fx
 
 from fxcompress.axes._site import Rule, Site, Value
-from fxcompress.axes._sizes import ONE, is_static
+from fxcompress.axes._sizes import is_static
 from fxcompress.axes._solver import UNIT, Dim
-from fxcompress.axes.rules.shape import cut_static
+from fxcompress.axes.rules.parts import cut_static
 
 __all__ = ["RULES"]
 
@@ -201,140 +201,9 @@ def narrow(site: Site) -> Value:
     return dims
 
 
-def index_select(site: Site) -> Value:
-    """Pick indices of one dimension."""
-    dims = site.dims("input")
-    place = site.axis(site.args["dim"], len(dims))
-    site.solver.freeze(dims[place], _BY_DATA)
-    return site.rest(
-        site.node.meta["val"], {i: d for i, d in enumerate(dims) if i != place}, _BY_DATA
-    )
-
-
-def gather(site: Site) -> Value:
-    """Pick along one dimension; the others of operand and index go together."""
-    dims, index = site.dims("input"), site.dims("index")
-    place = site.axis(site.args.get("dim", 0), len(dims))
-    site.solver.freeze(dims[place], _BY_DATA)
-    for i, (mine, other) in enumerate(zip(dims, index, strict=True)):
-        if i != place:
-            _together(site, mine, other)
-    return index
-
-
-def _together(site: Site, left: Dim, right: Dim) -> None:
-    if site.solver.size(left) == site.solver.size(right):
-        site.solver.unify(left, right)
-    else:
-        site.solver.freeze(left, "only a part of it is picked")
-        site.solver.freeze(right, "only a part of it is picked")
-
-
-def scatter(site: Site) -> Value:
-    """Write along one dimension; the others of operand, index and source go together."""
-    dims, index, source = site.dims("input"), site.dims("index"), site.dims("src")
-    place = site.axis(site.args["dim"], len(dims))
-    site.solver.freeze(dims[place], "values are written to it by data")
-    for i, dim in enumerate(dims):
-        for other in (index, source):
-            if other and i != place:
-                _together(site, dim, other[i])
-            elif other:
-                site.solver.freeze(other[i], "it is written elsewhere by data")
-    return dims
-
-
-def index_write(site: Site) -> Value:
-    """Write rows of one dimension."""
-    dims, source = site.dims("input"), site.dims("source")
-    place = site.axis(site.args["dim"], len(dims))
-    site.solver.freeze(dims[place], "values are written to it by data")
-    for i, dim in enumerate(dims):
-        if source and i != place:
-            _together(site, dim, source[i])
-        elif source:
-            site.solver.freeze(source[i], "it is written elsewhere by data")
-    return dims
-
-
-def embedding(site: Site) -> Value:
-    """A row of the table for each index."""
-    table = site.weight("weight")
-    assert table is not None
-    site.solver.freeze(table[0], "rows are looked up by data")
-    site.role("weight", 1, "out")
-    site.solver.tag(table[1], "embedding")
-    site.attribute("embedding_dim", table[1])
-    return [*site.dims("input"), table[1]]
-
-
-def embedding_bag(site: Site) -> Value:
-    """A sum or mean of rows."""
-    table = site.weight("weight")
-    assert table is not None
-    site.solver.freeze(table[0], "rows are looked up by data")
-    site.attribute("embedding_dim", table[1])
-    site.solver.tag(table[1], "embedding")
-    return site.rest(site.node.meta["val"], {1: table[1]}, "bags of rows")
-
-
-def one_hot(site: Site) -> Value:
-    """A new dimension, indexed by data."""
-    return [*site.dims("input"), site.solver.fixed(site.shape()[-1], "it is indexed by data")]
-
-
-def by_position(site: Site) -> Value:
-    """What depends on positions by data: nothing of it can shrink."""
-    site.freeze_all(_BY_DATA)
-    return site.fixed_result(_BY_DATA)
-
-
-def slice_scatter(site: Site) -> Value:
-    """Write a range of a dimension."""
-    dims, source = site.dims("input"), site.dims("src")
-    place = site.axis(site.get("dim", 0), len(dims))
-    site.solver.freeze(dims[place], "a part of it is written")
-    offset = 0 if len(source) == len(dims) else 1
-    for i, dim in enumerate(dims):
-        if i != place and source:
-            site.solver.unify(dim, source[i - (offset if i > place else 0)])
-    if offset == 0 and source:
-        site.solver.freeze(source[place], "it is written into a larger tensor")
-    return dims
-
-
-def setitem(site: Site) -> Value:
-    """Write in place; only whole dimensions go on."""
-    dims, source = site.dims("input"), site.dims("value")
-    for dim in (*dims, *source):
-        if site.solver.size(dim) != ONE:
-            site.solver.freeze(dim, "a part of it is written")
-    return dims
-
-
 RULES: dict[str, Rule] = {
     "getitem": getitem,
     "select": select,
     "slice": slice_,
     "narrow": narrow,
-    "index_select": index_select,
-    "gather": gather,
-    "take_along_dim": gather,
-    "scatter": scatter,
-    "scatter_add": scatter,
-    "scatter_reduce": scatter,
-    "index_add": index_write,
-    "index_copy": index_write,
-    "index_fill": index_write,
-    "slice_scatter": slice_scatter,
-    "select_scatter": slice_scatter,
-    "embedding": embedding,
-    "embedding_bag": embedding_bag,
-    "one_hot": one_hot,
-    "setitem": setitem,
-    **dict.fromkeys(
-        ("take", "masked_select", "masked_scatter", "nonzero", "argwhere", "index_put", "index",
-         "searchsorted", "bucketize"),
-        by_position,
-    ),
-}  # fmt: skip
+}
