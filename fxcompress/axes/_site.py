@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxcompress.axes._sizes import ONE, Size, is_static
 from fxcompress.axes._solver import UNIT, Dim, Solver
 from fxcompress.axes.terms import Frozen, Role
-from fxcompress.ir.ops import bind, module_of, op_spec
+from fxcompress.ir.ops import bind, module_of, op_name, op_spec
 
 __all__ = ["Literal", "Rule", "Site", "Value"]
 
@@ -61,6 +61,7 @@ class Site:
         self.products: list[tuple[fx.Node, tuple[Dim, ...]]] = []
         self.roles: dict[tuple[str, int], Role] = {}
         self.spans: dict[fx.Node, tuple[Dim, ...]] = {}
+        self.unruled: dict[str, int] = {}
         self.node: fx.Node
         self.args: dict[str, Any]
         self.module: nn.Module | None = None
@@ -224,14 +225,17 @@ class Site:
             result.append(joint)
         return result[::-1]
 
-    def fixed_result(self, reason: str) -> Value:
+    def fixed_result(self, reason: str | Frozen) -> Value:
         """Return frozen dims for whatever the node yields."""
         return fixed_value(self.node.meta.get("val"), self.solver, reason)
 
-    def unknown(self, reason: str) -> Value:
-        """Freeze what a node touches, and return frozen dims for what it yields."""
-        self.freeze_all(reason)
-        return self.fixed_result(reason)
+    def unknown(self) -> Value:
+        """Count the op as one without a rule, freeze what it touches, return frozen dims."""
+        op = op_name(self.node)
+        self.unruled[op] = self.unruled.get(op, 0) + 1
+        frozen = Frozen(f"{op} has no rule", self.solver.node, "unknown")
+        self.freeze_all(frozen)
+        return self.fixed_result(frozen)
 
     def owns_tensors(self) -> bool:
         """Whether the called module has parameters or buffers."""
@@ -256,8 +260,6 @@ class Site:
 
     def parameters(self) -> list[str]:
         """Return the op's parameter names in positional order."""
-        from fxcompress.ir.ops import op_name
-
         spec = op_spec(op_name(self.node))
         return [each.name for each in spec.parameters(self.node.target)] if spec else []
 

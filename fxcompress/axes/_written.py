@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from string import ascii_lowercase
 
 from fxcompress.axes.analysis import Constant
-from fxcompress.axes.terms import Axis, Concat, Product, Term, axes_of
+from fxcompress.axes.terms import Axis, Concat, Product, Term, axes_of, size_of
 
-__all__ = ["Letters", "constant_text", "size_of"]
+__all__ = ["Letters", "constant_text"]
 
 
 class Letters:
@@ -39,18 +39,6 @@ class Letters:
             self._given[axis] = letter
             self.names[letter] = axis.name or f"{axis.size} that no parameter has"
         return self._given[axis]
-
-
-def size_of(term: Term) -> int:
-    """Return the size of a dimension at example sizes."""
-    if isinstance(term, Axis):
-        return term.size
-    if isinstance(term, Concat):
-        return sum(map(size_of, term.parts))
-    result = 1
-    for factor in term.factors:
-        result *= size_of(factor)
-    return result
 
 
 def constant_text(constant: Constant, node: str, write: Callable[[Term], str]) -> str:

@@ -175,7 +175,6 @@ class _Reader:
         self.tensors = program.state()
         self.state: dict[str, list[Dim]] = {}
         self.site = Site(self.solver, self.values, self._dims_of_state)
-        self.unknown: dict[str, int] = {}
         self.ids = node_ids(program)
 
     def read(self) -> Analysis:
@@ -194,7 +193,7 @@ class _Reader:
             program=self.program,
             axes=free,
             frozen=frozen,
-            unknown=self.unknown,
+            unknown=self.site.unruled,
             constants=tuple(_constant(each, resolver) for each in self.site.literals),
             spans={node: tuple(map(resolver.term, dims)) for node, dims in self.site.spans.items()},
             _values=self.values,
@@ -220,17 +219,9 @@ class _Reader:
             self.values[node] = None
 
     def _call(self, node: fx.Node) -> None:
-        op = op_name(node)
-        rule = rule_of(op)
-        site = self.site
-        site.enter(node, self.ids[node])
-        if rule is None:
-            self.unknown[op] = self.unknown.get(op, 0) + 1
-            frozen = Frozen(f"{op} has no rule", self.ids[node], "unknown")
-            site.freeze_all(frozen)
-            self.values[node] = fixed_value(node.meta["val"], self.solver, frozen)
-        else:
-            self.values[node] = rule(site)
+        rule = rule_of(op_name(node))
+        self.site.enter(node, self.ids[node])
+        self.values[node] = rule(self.site) if rule is not None else self.site.unknown()
 
     def _signature(self, value: Any, cause: Literal["input", "output"]) -> Value:
         """Return the dims of an input: its static sizes are what callers know."""

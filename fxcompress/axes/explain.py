@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from fxcompress.axes._lookup import Found, lookup
 from fxcompress.axes._places import Graph, Vertex, dims_at, occurrences, route, trail
-from fxcompress.axes._written import Letters, constant_text, size_of
+from fxcompress.axes._written import Letters, constant_text
 from fxcompress.axes.analysis import Analysis
-from fxcompress.axes.terms import Axis, Role, Term, axes_of
+from fxcompress.axes.terms import Axis, Role, Term, axes_of, size_of
 from fxcompress.ir import node_ids, op_name
 
 __all__ = ["AxisFacts", "Coupled", "Coupling", "DimFacts", "Explanation", "coupling", "explain"]

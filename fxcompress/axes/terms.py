@@ -19,7 +19,7 @@ from fxcompress.axes._polynomial import Polynomial
 
 __all__ = [
     "Axis", "Concat", "Frozen", "Place", "Product", "Role", "Term", "axes_of", "kept", "mask",
-    "polynomial", "positions", "show",
+    "polynomial", "positions", "show", "size_of",
 ]  # fmt: skip
 
 Role: TypeAlias = Literal["out", "in", "scale", "bias", "other"]
@@ -106,6 +106,18 @@ def axes_of(term: Term) -> Iterator[Axis]:
     else:
         for each in term.factors if isinstance(term, Product) else term.parts:
             yield from axes_of(each)
+
+
+def size_of(term: Term, sizes: Mapping[Axis, int] = _NO_SIZES) -> int:
+    """Return the size of a dimension, at example sizes or where `sizes` gives axes others."""
+    if isinstance(term, Axis):
+        return sizes.get(term, term.size)
+    if isinstance(term, Concat):
+        return sum(size_of(part, sizes) for part in term.parts)
+    result = 1
+    for factor in term.factors:
+        result *= size_of(factor, sizes)
+    return result
 
 
 def polynomial(term: Term) -> Polynomial:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from fxcompress.axes.terms import Axis, Concat, Product, Term, axes_of
+from fxcompress.axes.terms import Axis, Term, axes_of, size_of
 from fxcompress.errors import PassError
 from fxcompress.ir.ops import bind, is_scalar, op_name, op_spec
 
@@ -53,14 +53,7 @@ class Constants:
 
     def size(self, term: Term) -> int:
         """Return the size of a term after the change."""
-        if isinstance(term, Axis):
-            return self._sizes.get(term, term.size)
-        if isinstance(term, Concat):
-            return sum(map(self.size, term.parts))
-        result = 1
-        for factor in term.factors if isinstance(term, Product) else ():
-            result *= self.size(factor)
-        return result
+        return size_of(term, self._sizes)
 
     def _changes(self, constant: Constant) -> bool:
         return any(axis in self._sizes for term in constant.terms for axis in axes_of(term))
@@ -129,7 +122,7 @@ class Constants:
 
     def _scale(self, constant: Constant, node: fx.Node) -> None:
         """Attention scales by the width it was trained with."""
-        width = _whole(constant.terms[0])
+        width = size_of(constant.terms[0])
         self._set(node, "scale", None, width**-0.5)
 
     def _squeeze(self, constant: Constant, node: fx.Node) -> None:
@@ -198,17 +191,6 @@ class Constants:
                 where=self._rewriter.id(node),
             )
         return node.target(*values, **node.kwargs)  # type: ignore[no-any-return]
-
-
-def _whole(term: Term) -> int:
-    if isinstance(term, Axis):
-        return term.size
-    if isinstance(term, Concat):
-        return sum(map(_whole, term.parts))
-    result = 1
-    for factor in term.factors:
-        result *= _whole(factor)
-    return result
 
 
 def _place_of(items: list[Any], spread: int, rank: int) -> int:

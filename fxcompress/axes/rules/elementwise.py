@@ -15,7 +15,7 @@ __all__ = ["RULES"]
 def elementwise(site: Site) -> Value:
     """Unify all tensor operands."""
     if site.owns_tensors():
-        return site.unknown("a module with tensors of its own")
+        return site.unknown()  # they may mix what the op itself does not
     nodes = [n for n in _nodes(site.args.values()) if isinstance(site.values.get(n), list)]
     return site.broadcast([site.dims_of(node) for node in nodes])
 

@@ -42,28 +42,24 @@ def _together(site: Site, left: Dim, right: Dim) -> None:
 
 def scatter(site: Site) -> Value:
     """Write along one dimension; the others of operand, index and source go together."""
-    dims, index, source = site.dims("input"), site.dims("index"), site.dims("src")
-    place = site.axis(site.args["dim"], len(dims))
-    site.solver.freeze(dims[place], "values are written to it by data")
-    for i, dim in enumerate(dims):
-        for other in (index, source):
-            if other and i != place:
-                _together(site, dim, other[i])
-            elif other:
-                site.solver.freeze(other[i], "it is written elsewhere by data")
-    return dims
+    return _written(site, site.dims("index"), site.dims("src"))
 
 
 def index_write(site: Site) -> Value:
     """Write rows of one dimension."""
-    dims, source = site.dims("input"), site.dims("source")
+    return _written(site, site.dims("source"))
+
+
+def _written(site: Site, *others: list[Dim]) -> list[Dim]:
+    dims = site.dims("input")
     place = site.axis(site.args["dim"], len(dims))
     site.solver.freeze(dims[place], "values are written to it by data")
-    for i, dim in enumerate(dims):
-        if source and i != place:
-            _together(site, dim, source[i])
-        elif source:
-            site.solver.freeze(source[i], "it is written elsewhere by data")
+    for other in filter(None, others):
+        for i, (dim, its) in enumerate(zip(dims, other, strict=True)):
+            if i == place:
+                site.solver.freeze(its, "it is written elsewhere by data")
+            else:
+                _together(site, dim, its)
     return dims
 
 

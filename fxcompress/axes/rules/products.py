@@ -132,8 +132,7 @@ def grouped_mm(site: Site) -> Value:
     """Rows sorted by expert times one matrix per expert: `[T, K] × [E, K, N] → [T, N]`."""
     left, right = site.dims("mat_a"), site.dims("mat_b")
     if len(left) != 2 or len(right) != 3:
-        site.freeze_all("a grouped product of this form has no rule")
-        return site.fixed_result("a grouped product of this form has no rule")
+        return site.unknown()
     site.solver.unify(left[1], right[1])
     site.solver.freeze(right[0], "rows are given to it by offsets")
     site.solver.freeze(left[0], "rows are sorted by expert")

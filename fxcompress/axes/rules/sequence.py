@@ -64,8 +64,7 @@ def recurrent(site: Site) -> Value:
     module: Any = site.module
     gates = _GATES.get(type(module))
     if gates is None:
-        site.freeze_all("a recurrent function has no rule")
-        return site.fixed_result("a recurrent function has no rule")
+        return site.unknown()
     solver, x = site.solver, site.dims("input")
     hidden = solver.fresh((module.hidden_size, ()))
     projected = solver.fresh((module.proj_size, ())) if module.proj_size else hidden
@@ -140,8 +139,7 @@ def recurrent_cell(site: Site) -> Value:
     module: Any = site.module
     gates = _GATES.get(type(module))
     if gates is None:
-        site.freeze_all("a recurrent function has no rule")
-        return site.fixed_result("a recurrent function has no rule")
+        return site.unknown()
     solver, x = site.solver, site.dims("input")
     hidden = solver.fresh((module.hidden_size, ()))
     solver.tag(hidden, "neuron")
