@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("startup", "capture_speed", "plan_7b", "run_memory", "resnet50_int8")
+NAMES = ("startup", "capture_speed", "plan_7b", "run_memory", "resnet50_int8", "prune.speed")
 
 if __name__ == "__main__":
     failed = [

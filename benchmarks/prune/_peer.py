@@ -26,8 +26,11 @@ __all__ = ["PeerRecipe", "PeerRun", "prune_with_peer", "recipe"]
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 _FUSED = ("qkv", "qkv_proj")
-_QUERIES = ("query", "q_proj", "q", "q_lin", "to_q", "wq", "self_attn_q")
-_KEYS = ("key", "value", "k_proj", "v_proj", "k", "v", "k_lin", "v_lin", "to_k", "to_v", "wk", "wv")
+_QUERIES = ("query", "query_proj", "q_proj", "q", "q_lin", "to_q", "wq", "self_attn_q")
+_KEYS = (
+    *("key", "key_proj", "k_proj", "k", "k_lin", "to_k", "wk"),
+    *("value", "value_proj", "v_proj", "v", "v_lin", "to_v", "wv"),
+)
 _OUTPUTS = ("logits", "pooler_output")
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.LSTM)
 

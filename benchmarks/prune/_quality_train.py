@@ -32,7 +32,7 @@ class Dataset:
 
 DATASETS = {
     "digits": Dataset(size=8, train=1200, test=597, epochs=25, tune_epochs=6),
-    "Fashion-MNIST": Dataset(size=28, train=4000, test=4000, epochs=8, tune_epochs=1),
+    "Fashion-MNIST": Dataset(size=28, train=4000, test=4000, epochs=10, tune_epochs=3),
 }
 Split = tuple[Tensor, Tensor]
 
