@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = Path(options.out) if options.out else None
     sides: tuple[Side, ...] = ("ours", "peer") if options.side == "both" else (options.side,)
     before = read_outcomes(path.with_suffix(".json")) if path else []
+    for other in options.merge:
+        before += read_outcomes(Path(other))
     outcomes = {(outcome.model, outcome.side): outcome for outcome in before}
     tasks = [
         Task(m.id, side, options.ratio, options.timeout or LIMITS[side], options.emit)
@@ -58,11 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcomes[outcome.model, outcome.side] = outcome
         told = f"{outcome.status} {outcome.detail[:160]}".strip()
         print(f"[{done}/{len(tasks)}]", outcome.side, outcome.model, told, flush=True)
+        save()
+
+    def save() -> None:
         if path is not None:
             write_outcomes(path.with_suffix(".json"), outcomes.values())
             page = render(models, outcomes, command=_COMMAND, ratio=options.ratio)
             path.write_text(page, encoding="utf-8")
 
+    save()
     run_all(tasks, work, jobs=options.jobs, gigabytes=options.memory, on_result=add)
     ours = [outcomes[task.model, task.side] for task in tasks if task.side == "ours"]
     return int(any(outcome.status not in ("right", "not captured") for outcome in ours))
@@ -84,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="FILE.md", help="page to write, with a .json beside it")
     parser.add_argument("--timeout", type=int, metavar="S", help="CPU seconds per model and side")
     parser.add_argument("--memory", type=float, default=10.0, metavar="GB", help="per process")
+    parser.add_argument(
+        "--merge", nargs="*", default=[], metavar="FILE.json", help="outcomes of other runs to add"
+    )
     parser.add_argument("--missing", action="store_true", help="only what --out does not hold yet")
     parser.add_argument("--failed", action="store_true", help="only what is not right in --out")
     return parser
