@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from math import prod
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -170,21 +172,40 @@ def positions(term: Term, axis: Axis) -> NDArray[np.int64]:
     Returns:
         `[axis.size, n]`, ascending in each row.
     """
-    labels = _labels(term, axis)
-    found = np.flatnonzero(labels >= 0)
-    order = np.argsort(labels[found], kind="stable")
-    return found[order].reshape(axis.size, -1).astype(np.int64)
+    return _positions(term)[axis]
 
 
-def _labels(term: Term, axis: Axis) -> NDArray[np.int64]:
+@lru_cache(maxsize=1024)
+def _positions(term: Term) -> dict[Axis, NDArray[np.int64]]:
+    """Return the positions of every axis of a term, found in one walk."""
     if isinstance(term, Axis):
-        return np.arange(term.size) if term is axis else np.full(term.size, -1)
+        return {term: np.arange(term.size, dtype=np.int64)[:, None]}
+    found: dict[Axis, list[NDArray[np.int64]]] = {}
     if isinstance(term, Concat):
-        return np.concatenate([_labels(part, axis) for part in term.parts])
-    result = np.full(1, -1)
-    for factor in term.factors:
-        result = np.maximum.outer(result, _labels(factor, axis)).ravel()
-    return result
+        offset = 0
+        for part in term.parts:
+            for axis, inside in _positions(part).items():
+                found.setdefault(axis, []).append(inside + offset)
+            offset += size_of(part)
+    else:
+        sizes = [size_of(factor) for factor in term.factors]
+        for place, factor in enumerate(term.factors):
+            before = np.arange(prod(sizes[:place]), dtype=np.int64)[:, None, None]
+            after = np.arange(prod(sizes[place + 1 :]), dtype=np.int64)
+            for axis, inside in _positions(factor).items():
+                # row-major: (outer · size + position) · inner size + inner
+                rows = before * sizes[place] + inside[:, None, :, None]
+                spread = rows * len(after) + after
+                found.setdefault(axis, []).append(spread.reshape(axis.size, -1))
+    return {axis: each[0] if len(each) == 1 else _merged(each) for axis, each in found.items()}
+
+
+def _merged(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Join positions of an axis that occurs more than once; where factors cross, only once."""
+    joined = np.sort(np.concatenate(parts, axis=1), axis=1)
+    if not (np.diff(joined, axis=1) == 0).any():
+        return joined
+    return np.stack([np.unique(row) for row in joined])
 
 
 def show(term: Term) -> str:
