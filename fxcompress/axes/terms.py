@@ -172,7 +172,7 @@ def positions(term: Term, axis: Axis) -> NDArray[np.int64]:
     Returns:
         `[axis.size, n]`, ascending in each row.
     """
-    return _positions(term)[axis]
+    return _positions(term).get(axis, np.empty((axis.size, 0), dtype=np.int64))
 
 
 @lru_cache(maxsize=1024)
