@@ -124,7 +124,8 @@ class _Finder:
         if layer.op != "call_module":
             return f"{name} is a function call, whose weight is an operand", (layer,)
         if len(layer.args) > 1:
-            return f"{name} takes its weight as an operand: it is masked or quantised already", (layer,)
+            why = "it is masked or quantised already"
+            return f"{name} takes its weight as an operand: {why}", (layer,)
         calls = list(layer.graph.find_nodes(op="call_module", target=str(layer.target)))
         if len(calls) > 1:
             return f"{layer.target} is a reused module, called {len(calls)} times", tuple(calls)
