@@ -49,4 +49,4 @@ def _leaf(value: Any) -> Hashable:
 
 
 def _size(size: int | torch.SymInt) -> Hashable:
-    return size if isinstance(size, int) else size.node.expr  # type: ignore[no-any-return]
+    return size if isinstance(size, int) else size.node.expr
