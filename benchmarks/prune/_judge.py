@@ -40,9 +40,8 @@ def judge(original: nn.Module, removed: Removed, pruned: nn.Module, inputs: Inpu
         exact = _double(original)
         if _finite(_evaluate(exact, _in_double(inputs))):  # fills chosen for float32 may overflow
             return _compare(exact, removed, _double(pruned), _in_double(inputs))
-    except (RuntimeError, TypeError) as error:  # mixed dtypes: constants made in forward
-        if "dtype" not in str(error) and "type" not in str(error):
-            raise
+    except (RuntimeError, TypeError):
+        pass  # constants made in float32, or a kernel without double precision
     return _compare(original, removed, pruned, inputs)
 
 
