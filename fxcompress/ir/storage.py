@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from fxcompress._torchvision import declare_operators
 from fxcompress.errors import FxCompressError, ModelError
 from fxcompress.ir._document import graph_to_json, program_from_json, stored_tensors
 
@@ -95,6 +96,8 @@ def load(path: Path) -> Program:
     Raises:
         ModelError: The file is missing, damaged, or of a newer format.
     """
+    # The output's class may live in a library that imports torchvision.
+    declare_operators()
     try:
         with zipfile.ZipFile(path) as archive:
             document: dict[str, Any] = json.loads(archive.read(_DOCUMENT))
