@@ -44,8 +44,10 @@ def run_masked(reference: nn.Module, call: Callable[[], Any], *, everywhere: boo
     """Run `call`, which evaluates `reference`, with statistics over the kept channels.
 
     A norm's kept channels are those whose scale is not zero; without a scale, and for means and
-    variances written out in a module called a norm, those that are not zero on the whole batch.
-    With `everywhere`, means and variances over one dimension count so outside of norms too.
+    variances written out in a module called a norm, those that are not zero on the whole batch when
+    the norm takes its first statistic (what it centres afterwards is minus the mean at a removed
+    channel). With `everywhere`, means and variances over one dimension count so outside of norms
+    too.
     """
     mode = _KeptStatistics(everywhere)
     handles = [handle for m in reference.modules() if _is_norm(m) for handle in _inside(m, mode)]
@@ -65,6 +67,7 @@ def _is_norm(module: nn.Module) -> bool:
 def _inside(module: nn.Module, mode: _KeptStatistics) -> tuple[RemovableHandle, RemovableHandle]:
     def enter(*_: object) -> None:
         mode.depth += 1
+        mode.kept.clear()
 
     def leave(*_: object) -> None:
         mode.depth -= 1
@@ -79,17 +82,31 @@ class _KeptStatistics(TorchFunctionMode):
         super().__init__()
         self.everywhere = everywhere
         self.depth = 0
+        self.kept: dict[int, Tensor] = {}
+        """What the norm being run keeps, by the size of the dimension of its first statistic."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _STATISTICS and (self.everywhere or self.depth):
+            return self.statistic(func, *args, **kwargs)
         replace = _ALWAYS.get(func)
-        if replace is None and (self.everywhere or self.depth):
-            replace = _IN_NORMS.get(func)
         if replace is None:
             return func(*args, **kwargs)
         return replace(func, *args, **kwargs)
+
+    def statistic(self, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Take a mean, variance or deviation over one dimension of what is kept along it."""
+        dim = _one_dim(kwargs.get("dim", args[0] if args else None))
+        if dim is None or not input.is_floating_point():
+            return func(input, *args, **kwargs)
+        kept = _kept(input, dim)
+        if self.depth:
+            kept = kept & self.kept.setdefault(len(kept), kept)
+        if bool(kept.all()) or not bool(kept.any()):
+            return func(input, *args, **kwargs)
+        return func(input.index_select(dim, kept.nonzero().flatten()), *args, **kwargs)
 
 
 def _layer_norm(
@@ -161,16 +178,10 @@ def _softmax(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return func(input.index_fill(dim, removed, float("-inf")), *args, **kwargs)
 
 
-def _statistic(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    dim = kwargs.get("dim", args[0] if args else None)
+def _one_dim(dim: Any) -> int | None:
     if isinstance(dim, (list, tuple)) and len(dim) == 1:
         dim = dim[0]
-    if not isinstance(dim, int) or isinstance(dim, bool) or not input.is_floating_point():
-        return func(input, *args, **kwargs)
-    kept = _kept(input, dim)
-    if bool(kept.all()) or not bool(kept.any()):
-        return func(input, *args, **kwargs)
-    return func(input.index_select(dim, kept.nonzero().flatten()), *args, **kwargs)
+    return dim if isinstance(dim, int) and not isinstance(dim, bool) else None
 
 
 def _kept(input: Tensor, dim: int) -> Tensor:
@@ -189,10 +200,9 @@ _ALWAYS: dict[Any, Callable[..., Any]] = {
     torch.softmax: _softmax,
     Tensor.softmax: _softmax,
 }
-_IN_NORMS: dict[Any, Callable[..., Any]] = dict.fromkeys(
+_STATISTICS = frozenset(
     (
         torch.mean, Tensor.mean, torch.var, Tensor.var, torch.std, Tensor.std,
         torch.var_mean, torch.std_mean,
-    ),
-    _statistic,
+    )
 )  # fmt: skip

@@ -31,6 +31,7 @@ __all__ = ["decide", "prune_ours", "removed_entries", "rewrite"]
 
 Keep = Mapping["Axis", "np.ndarray[Any, np.dtype[np.int64]]"]
 _BATCH, _OTHER_BATCH = 2, 3
+_CONTROLS = 8
 
 
 def prune_ours(
@@ -174,7 +175,8 @@ def _require_slices(program: Program, pruned: Program, analysis: Analysis, keep:
 def _control(original: nn.Module, removed: Removed, pruned: nn.Module, zoo: ZooModel) -> bool:
     """Say whether the comparison notices one wrong channel: kept in the reference, and another not.
 
-    The channel is that of a weight's rows in the middle of the model.
+    The channel is that of a weight's rows, from the middle of the model outwards: a ReLU may keep a
+    channel silent on the whole batch, so up to `_CONTROLS` are tried until one is noticed.
     """
     weights = dict(original.named_parameters())
     rows = [
@@ -182,13 +184,15 @@ def _control(original: nn.Module, removed: Removed, pruned: nn.Module, zoo: ZooM
         for name, dims in removed.items()
         if 0 in dims and name in weights and weights[name].ndim > 1
     ]
-    if not rows:
-        return False
-    name = rows[len(rows) // 2]
-    gone = list(removed[name][0])
-    stays = sorted(set(range(weights[name].shape[0])) - set(gone))
-    wrong = {**removed, name: {**removed[name], 0: [*gone[1:], stays[len(stays) // 2]]}}
-    return not judge(original, wrong, pruned, zoo.inputs(_OTHER_BATCH, 1)).right
+    middle = len(rows) // 2
+    outwards = sorted(range(len(rows)), key=lambda place: abs(place - middle))
+    for name in [rows[place] for place in outwards][:_CONTROLS]:
+        gone = list(removed[name][0])
+        stays = sorted(set(range(weights[name].shape[0])) - set(gone))
+        wrong = {**removed, name: {**removed[name], 0: [*gone[1:], stays[len(stays) // 2]]}}
+        if not judge(original, wrong, pruned, zoo.inputs(_OTHER_BATCH, 1)).right:
+            return True
+    return False
 
 
 def _emit(pruned: Program, form: str, zoo: ZooModel) -> str:

@@ -11,6 +11,7 @@ from benchmarks.prune._children import Task
 from benchmarks.prune._groups import GROUPS, group
 from benchmarks.prune._judge import judge
 from benchmarks.prune._masked import masked_reference, run_masked
+from benchmarks.prune._ours import _control
 from benchmarks.prune._page import render
 from benchmarks.prune._plot import plot
 from benchmarks.prune._quality_models import NETWORKS, network
@@ -43,6 +44,14 @@ class WrittenOutNorm(nn.Module):
         return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
 
 
+class CentredNorm(WrittenOutNorm):
+    """The same with the mean taken off first: what was removed is then no longer zero."""
+
+    def forward(self, x):
+        x = x - x.mean(-1, keepdim=True)
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
 REMOVED = {
     "fc1.weight": {0: [1, 4]},
     "fc1.bias": {0: [1, 4]},
@@ -69,7 +78,9 @@ def normed(norm):
     return model, small
 
 
-@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.RMSNorm(8), WrittenOutNorm(8)])
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm(8), nn.RMSNorm(8), WrittenOutNorm(8), CentredNorm(8)]
+)
 def test_norm_statistics_are_over_the_kept_channels(norm):
     model, small = normed(norm)
     inputs = ((torch.randn(5, 6),), {})
@@ -100,6 +111,21 @@ def test_softmax_leaves_removed_scores_out():
     scores = torch.tensor([[1.0, 0.0, 2.0], [0.5, 0.0, -1.0]])
     out = run_masked(nn.Identity(), lambda: scores.softmax(-1), everywhere=False)
     assert torch.allclose(out[:, [0, 2]], scores[:, [0, 2]].softmax(-1))
+
+
+def test_the_control_fails_where_nothing_shows():
+    model, small = normed(nn.LayerNorm(8))
+    with torch.no_grad():
+        model.fc2.weight.zero_()
+        small.fc2.weight.zero_()
+    zoo = ZooModel(
+        "torchvision", "normed", "mlp", lambda: model, lambda *_: ((torch.ones(5, 6),), {})
+    )
+    assert not _control(model, REMOVED, small, zoo)
+    with torch.no_grad():
+        model.fc2.weight.normal_()
+        small.fc2.weight.copy_(model.fc2.weight[:, KEPT])
+    assert _control(model, REMOVED, small, zoo)
 
 
 def test_every_model_of_the_zoo_has_a_group():
