@@ -16,6 +16,7 @@ Two forms. Both store a fake-quantised weight as integers (`<fq path>.weight`, `
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -83,6 +84,7 @@ def lower(module: fx.GraphModule, form: str, *, integer_bias: bool = False) -> L
             of two dimensions, as onnxruntime's kernels want them.
     """
     done = Lowered()
+    _freeze(module)
     _count(module, done)
     weights = [n for n in module.graph.nodes if _quantizer(n) is not None and _is_weight(n)]
     if form in ("arithmetic", "storage"):
@@ -106,6 +108,14 @@ def _quantizer(node: fx.Node) -> FakeQuantize | None:
         return None
     found = node.graph.owning_module.get_submodule(str(node.target))
     return found if isinstance(found, FakeQuantize) else None
+
+
+def _freeze(module: fx.GraphModule) -> None:
+    """Replace quantizers whose scale is trained by copies that hold what was learned."""
+    for node in module.graph.nodes:
+        quantizer = _quantizer(node)
+        if quantizer is not None and quantizer.learned:
+            module.set_submodule(str(node.target), copy.deepcopy(quantizer).freeze())
 
 
 def _is_weight(node: fx.Node) -> bool:

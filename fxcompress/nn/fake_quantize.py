@@ -24,10 +24,19 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.errors import UsageError
+from fxcompress.nn._affine import (
+    InPlaceOf,
+    LearnedStep,
+    StraightThrough,
+    affine_parameters,
+    grouped,
+    to_integers,
+)
 
 __all__ = ["FakeQuantize", "affine_parameters"]
 
-_SMALLEST_SCALE = 1e-30
+# A learned scale may be trained through 0.
+_SMALLEST_SCALE = 1e-12
 
 
 class FakeQuantize(nn.Module):
@@ -44,6 +53,9 @@ class FakeQuantize(nn.Module):
         axis: The dimension with one scale per entry, or None for one scale.
         group: How many consecutive elements of a channel share a scale.
         shape: The shape of `scale` and `zero_point`.
+        learned: `scale` is a parameter that is trained, and so is `zero_point` unless symmetric
+            (LSQ, Esser et al., 2020, arXiv:1902.08153; LSQ+, Bhalgat et al., 2020,
+            arXiv:2004.09576). Values are the same; `freeze` makes them buffers again.
 
     Raises:
         UsageError: The arguments contradict each other.
@@ -65,6 +77,7 @@ class FakeQuantize(nn.Module):
         axis: int | None = None,
         group: int | None = None,
         shape: Sequence[int] = (),
+        learned: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -91,6 +104,30 @@ class FakeQuantize(nn.Module):
         self.register_buffer(
             "zero_point", torch.full(tuple(shape), middle, dtype=torch.int32, device=device)
         )
+        if learned:
+            self.learn()
+
+    @property
+    def learned(self) -> bool:
+        """Whether the scale is trained."""
+        return isinstance(self.scale, nn.Parameter)
+
+    def learn(self) -> "FakeQuantize":
+        """Make the scale, and the zero point unless symmetric, parameters; return self."""
+        for name in ("scale",) if self.symmetric else ("scale", "zero_point"):
+            value = getattr(self, name).detach().float()
+            delattr(self, name)
+            self.register_parameter(name, nn.Parameter(value))
+        return self
+
+    def freeze(self) -> "FakeQuantize":
+        """Make learned parameters buffers: a scale above 0, an integer in range; return self."""
+        scale, zero_point = (part.detach().clone() for part in self._valid())
+        for name in ("scale", "zero_point"):
+            delattr(self, name)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point.to(torch.int32))
+        return self
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -118,26 +155,26 @@ class FakeQuantize(nn.Module):
         """Return `x` as the integers would give it back: same shape, same dtype.
 
         The gradient passes straight through where `x` is in range, and is 0 where it is clamped
-        (Bengio et al., 2013, arXiv:1308.3432).
+        (Bengio et al., 2013, arXiv:1308.3432); a learned step has gradients of its own.
         """
         scale, zero_point = self._parameters_for(x)
-        if torch.is_grad_enabled() and x.requires_grad:
+        if torch.is_grad_enabled() and (x.requires_grad or self.learned):
             limits = (self.qmin, self.qmax)
-            through: Any = _StraightThrough.apply
+            through: Any = LearnedStep.apply if self.learned else StraightThrough.apply
             return cast(Tensor, through(x, scale, zero_point, *limits, self.group))
-        q = _quantize(_grouped(x, self.group), scale, zero_point, self.qmin, self.qmax)
+        q = to_integers(grouped(x, self.group), scale, zero_point, self.qmin, self.qmax)
         return ((q - zero_point) * scale).reshape(x.shape).to(x.dtype)
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return the integers, as int32 of the shape of `x`."""
         scale, zero_point = self._parameters_for(x)
-        q = _quantize(_grouped(x, self.group), scale, zero_point, self.qmin, self.qmax)
+        q = to_integers(grouped(x, self.group), scale, zero_point, self.qmin, self.qmax)
         return q.reshape(x.shape).to(torch.int32)
 
     def dequantize(self, q: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the numbers that the integers `q` stand for."""
         scale, zero_point = self._parameters_for(q)
-        y = (_grouped(q, self.group).float() - zero_point) * scale
+        y = (grouped(q, self.group).float() - zero_point) * scale
         return y.reshape(q.shape).to(dtype)
 
     def fit(self, low: Tensor, high: Tensor) -> "FakeQuantize":
@@ -145,8 +182,9 @@ class FakeQuantize(nn.Module):
         scale, zero_point = affine_parameters(
             low, high, qmin=self.qmin, qmax=self.qmax, symmetric=self.symmetric
         )
-        self.scale.copy_(scale.reshape(self.shape))
-        self.zero_point.copy_(zero_point.reshape(self.shape))
+        with torch.no_grad():
+            self.scale.copy_(scale.reshape(self.shape))
+            self.zero_point.copy_(zero_point.reshape(self.shape))
         return self
 
     def extra_repr(self) -> str:
@@ -154,7 +192,7 @@ class FakeQuantize(nn.Module):
         parts = [f"bits={self.bits}"]
         parts += [f"{name}={getattr(self, name)}" for name in ("signed", "symmetric")
                   if not getattr(self, name)]  # fmt: skip
-        parts += ["narrow=True"] if self.narrow else []
+        parts += [f"{name}=True" for name in ("narrow", "learned") if getattr(self, name)]
         parts += [f"{name}={getattr(self, name)}" for name in ("axis", "group")
                   if getattr(self, name) is not None]  # fmt: skip
         return ", ".join(parts)
@@ -168,73 +206,20 @@ class FakeQuantize(nn.Module):
             shape[self.axis] = -1
         else:
             shape = []
-        return self.scale.reshape(shape), self.zero_point.float().reshape(shape)
+        scale, zero_point = self._valid()
+        return scale.reshape(shape), zero_point.float().reshape(shape)
+
+    def _valid(self) -> tuple[Tensor, Tensor]:
+        """Return scale and zero point; learned ones as they count, gradients kept."""
+        if not self.learned:
+            return self.scale, self.zero_point
+        zero_point = self.zero_point
+        if not self.symmetric:
+            zero_point = _through(zero_point, zero_point.round().clamp(self.qmin, self.qmax))
+        return _through(self.scale, self.scale.clamp_min(_SMALLEST_SCALE)), zero_point
 
 
-def affine_parameters(
-    low: Tensor, high: Tensor, *, qmin: int, qmax: int, symmetric: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the scale and zero point with which integers qmin…qmax cover [low, high] and 0.
-
-    0 is always exactly representable, because padding and ReLU make many exact zeros. A range of
-    nothing but zeros (a dead channel, all-zero weights) gets scale 1, which reads back as zeros.
-
-    Args:
-        low: Lowest values, float.
-        high: Highest values, same shape.
-        qmin: Lowest integer.
-        qmax: Highest integer.
-        symmetric: Put the zero point in the middle of the integers.
-
-    Returns:
-        scale (float32, above 0) and zero point (int32), of the shape of `low`.
-    """
-    low, high = low.double().clamp(max=0), high.double().clamp(min=0)
-    if symmetric:
-        middle = (qmin + qmax + 1) // 2
-        scale = torch.maximum(-low / (middle - qmin), high / (qmax - middle))
-    else:
-        scale = (high - low) / (qmax - qmin)
-    scale = torch.where(scale > _SMALLEST_SCALE, scale, 1.0).float()
-    if symmetric:
-        return scale, torch.full_like(scale, middle, dtype=torch.int32)
-    zero_point = (qmin - low / scale.double()).round().clamp(qmin, qmax)
-    return scale, zero_point.to(torch.int32)
-
-
-def _grouped(x: Tensor, group: int | None) -> Tensor:
-    return x if group is None else x.reshape(x.shape[0], -1, group)
-
-
-def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
-    # Half-precision quotients would round twice; integers above 2048 do not fit float16.
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return ((wide / scale).round() + zero_point).clamp(qmin, qmax)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Fake quantization with the gradient of clamp."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor,
-        zero_point: Tensor,
-        qmin: int,
-        qmax: int,
-        group: int | None,
-    ) -> Tensor:
-        """Return the rounded `x`; keep where it was in range."""
-        grouped = _grouped(x, group)
-        wide = grouped.float() if x.dtype in (torch.float16, torch.bfloat16) else grouped
-        level = (wide / scale).round() + zero_point
-        ctx.save_for_backward(((level >= qmin) & (level <= qmax)).reshape(x.shape))
-        y = (level.clamp(qmin, qmax) - zero_point) * scale
-        return y.reshape(x.shape).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        """Return the incoming gradient where `x` was in range."""
-        (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None, None, None, None, None
+def _through(value: Tensor, used: Tensor) -> Tensor:
+    """Return `used` with the gradient going to `value`."""
+    through: Any = InPlaceOf.apply
+    return cast(Tensor, through(value, used)) if value.requires_grad else used

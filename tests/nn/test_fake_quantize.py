@@ -181,3 +181,89 @@ def test_arguments_are_attributes_from_which_it_can_be_built_again():
     again = FakeQuantize(**{name: getattr(fake, name) for name in names})
     again.load_state_dict(fake.state_dict())
     assert repr(again) == repr(fake)
+
+
+LEARNED = st.fixed_dictionaries(
+    {
+        "bits": st.integers(2, 8),
+        "signed": st.booleans(),
+        "symmetric": st.booleans(),
+        "narrow": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(LEARNED, VALUES)
+def test_learning_changes_no_value_and_freezing_brings_buffers_back(kind, x):
+    plain, learned = fitted(x, **kind), fitted(x, **kind).learn()
+    assert torch.equal(learned(x), plain(x))
+    assert torch.equal(learned(x.clone().requires_grad_()), plain(x))
+    assert torch.equal(learned.quantize(x), plain.quantize(x))
+    names = {name for name, _ in learned.named_parameters()}
+    assert names == ({"scale"} if kind["symmetric"] else {"scale", "zero_point"})
+    frozen = learned.freeze()
+    assert not list(frozen.parameters())
+    assert torch.equal(frozen.zero_point, plain.zero_point)
+    assert torch.equal(frozen(x), plain(x))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_learned_gradients_are_those_of_the_papers(symmetric):
+    fake = FakeQuantize(4, signed=False, symmetric=symmetric, learned=True)
+    with torch.no_grad():
+        fake.scale.fill_(0.5)
+        fake.zero_point.fill_(6)
+    s, z, qmax = 0.5, 6, 15
+    x = torch.tensor([-9.0, -3.0, -0.6, 0.0, 0.4, 1.1, 4.5, 20.0], requires_grad=True)
+    incoming = torch.tensor([1.0, -2.0, 3.0, 1.0, 0.5, 2.0, -1.0, 4.0])
+    fake(x).backward(incoming)
+    v = [value / s for value in x.tolist()]
+    inside = [0 <= round(each) + z <= qmax for each in v]
+    steps = [
+        round(each) - each if ok else (0 if each < 0 else qmax) - z
+        for each, ok in zip(v, inside, strict=True)
+    ]
+    factor = (len(v) * qmax) ** -0.5
+    to_scale = sum(g * step for g, step in zip(incoming.tolist(), steps, strict=True)) * factor
+    assert fake.scale.grad.item() == pytest.approx(to_scale, rel=1e-5)
+    kept = [g if ok else 0.0 for g, ok in zip(incoming.tolist(), inside, strict=True)]
+    assert x.grad.tolist() == kept
+    if not symmetric:
+        clipped = incoming.sum().item() - sum(kept)
+        assert fake.zero_point.grad.item() == pytest.approx(-s * clipped * factor, rel=1e-5)
+
+
+def test_learned_scales_per_channel_get_the_gradient_of_their_channel():
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    whole = FakeQuantize(4, narrow=True, axis=0, shape=(3,), learned=True)
+    whole.fit(x.amin(1) / 2, x.amax(1) / 2)
+    whole(x).square().sum().backward()
+    for row in range(3):
+        alone = FakeQuantize(4, narrow=True, learned=True)
+        with torch.no_grad():
+            alone.scale.copy_(whole.scale[row])
+        alone(x[row]).square().sum().backward()
+        assert whole.scale.grad[row].item() == pytest.approx(alone.scale.grad.item(), rel=1e-5)
+
+
+def test_training_the_step_lowers_the_error():
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    fake = FakeQuantize(2, symmetric=False).fit(x.min(), x.max()).learn()
+    before = (fake(x) - x).square().mean().item()
+    optimiser = torch.optim.Adam(fake.parameters(), lr=0.02)
+    for _ in range(200):
+        optimiser.zero_grad()
+        (fake(x) - x).square().mean().mul(1000).backward()
+        optimiser.step()
+    assert (fake.freeze()(x) - x).square().mean().item() < 0.5 * before
+
+
+def test_a_step_trained_below_zero_still_counts_as_positive():
+    fake = FakeQuantize(learned=True)
+    with torch.no_grad():
+        fake.scale.fill_(-1.0)
+    assert bool(torch.isfinite(fake(torch.ones(3))).all())
+    fake(torch.ones(3, requires_grad=True)).sum().backward()
+    assert fake.scale.grad is not None
+    assert fake.freeze().scale.item() > 0
