@@ -15,8 +15,7 @@ from fxcompress.train.hooks import Hooks, Moment
 from passes.prune._targets import choose
 from passes.prune.channels import PruneOptions
 from passes.prune.sparse_train import SparseAxis, SparseTrainDecision
-from passes.train._fit import train
-from passes.train.fit import FitOptions
+from passes.train._train import train
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -33,7 +32,7 @@ class Groups:
 
     Args:
         axis: The axis.
-        state: The module's parameters by name; those that are integers do not count.
+        state: The module's parameters by name; frozen ones do not count.
     """
 
     def __init__(self, axis: Axis, state: Mapping[str, Tensor]) -> None:
@@ -41,7 +40,7 @@ class Groups:
         self._members: list[tuple[Place, Tensor]] = []
         for place in axis.places:
             tensor = state.get(place.tensor)
-            if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
+            if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
                 index = torch.from_numpy(positions(place.term, axis))
                 self._members.append((place, index.to(tensor.device)))
 
@@ -123,17 +122,15 @@ def decide(program: Program, options: SparseTrainOptions, context: Context) -> S
         expect=options.expect,
     )
     axes = choose(analysis.axes, analysis.frozen, select).axes
-    everything = {"kinds", "targets", "types", "exclude", "expect", "regularizer", "strength"}
-    kept = {name: getattr(options, name) for name in FitOptions.model_fields}
-    plain = FitOptions(**{name: value for name, value in kept.items() if name not in everything})
-    trained = train(program, plain, context, lambda module: shrinking(axes, module, options))
+    trained = train(
+        program, options, context, hooks=lambda module: shrinking(axes, module, options)
+    )
     entries: tuple[SparseAxis, ...] = ()
     if not context.planning:
         before = program.state()
         after = {**before, **_parameters(trained.arrays, before)}
         entries = tuple(_entry(axis, before, after) for axis in axes)
-    fields = {name: getattr(trained, name) for name in type(trained).model_fields}
-    return SparseTrainDecision(**fields, axes=entries)
+    return SparseTrainDecision(**dict(trained), axes=entries)
 
 
 def _parameters(arrays: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:

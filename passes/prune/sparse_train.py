@@ -6,27 +6,26 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fxcompress.pipeline.base import Decision, Options, Pass, Preserves
+from fxcompress.pipeline.base import Decision, Options
 from fxcompress.spec.units import Percent
 from passes.prune.channels import Kind
-from passes.train.fit import FitDecision, FitOptions
+from passes.train._base import TrainingPass
+from passes.train._options import TrainDecision, TrainOptions
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
-    from fxcompress.rewrite import GraphRewriter
 
 __all__ = ["SparseTrain"]
 
 
-class SparseTrainOptions(FitOptions):
-    """Options of `prune.sparse_train`: those of `train.fit`, on all parameters, and the axes."""
+class SparseTrainOptions(TrainOptions):
+    """Options of `prune.sparse_train`: how all parameters train, and the axes."""
 
     kinds: tuple[Kind, ...] = Field(default=(), description="Kinds of axes; empty means every one.")
     targets: tuple[str, ...] = Field(
         default=(), description="Globs over axes, as for prune.channels; empty means every axis."
     )
-    types: tuple[str, ...] = Field(default=(), max_length=0, description="Not used: give `kinds`.")
     exclude: tuple[str, ...] = Field(default=(), description="Globs of axes to leave alone.")
     expect: int | None = Field(
         default=None, ge=0, description="How many axes must be selected; else it is an error."
@@ -68,7 +67,7 @@ class SparseAxis(BaseModel):
     lowest_half: float
 
 
-class SparseTrainDecision(FitDecision):
+class SparseTrainDecision(TrainDecision):
     """What was trained, and how sparse each axis became."""
 
     axes: tuple[SparseAxis, ...] = ()
@@ -81,7 +80,7 @@ class SparseTrainDecision(FitDecision):
         return (f"{gone} of {size} groups of {len(self.axes)} axes are next to zero",)
 
 
-class SparseTrain(Pass[SparseTrainOptions, SparseTrainDecision]):
+class SparseTrain(TrainingPass[SparseTrainOptions, SparseTrainDecision]):
     """Train while pushing the groups that axes define towards zero; `prune.channels` removes them.
 
     A group is everything that would go with one index of an axis: a channel's filter, its norm's
@@ -103,11 +102,6 @@ class SparseTrain(Pass[SparseTrainOptions, SparseTrainDecision]):
 
     Options: ClassVar[type[Options]] = SparseTrainOptions
     Decision: ClassVar[type[Decision]] = SparseTrainDecision
-    preserves: ClassVar[Preserves] = "trained"
-
-    def reads(self, options: SparseTrainOptions) -> frozenset[str]:
-        """Return the split that it trains on."""
-        return frozenset({options.split})
 
     def decide(
         self, program: Program, options: SparseTrainOptions, context: Context
@@ -123,10 +117,3 @@ class SparseTrain(Pass[SparseTrainOptions, SparseTrainDecision]):
         from passes.prune._sparse_train import decide
 
         return decide(program, options, context)
-
-    def rewrite(self, rewriter: GraphRewriter, decision: SparseTrainDecision) -> None:
-        """Set the trained tensors."""
-        for declined in decision.declined:
-            rewriter.decline(declined.node, declined.reason)
-        for name, tensor in sorted(decision.arrays.items()):
-            rewriter.set_tensor(name, tensor, tied=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.axes import analyze
-from fxcompress.errors import SelectorError
+from fxcompress.errors import PassError, SelectorError
 from fxcompress.ir import capture
 from fxcompress.pipeline import Context
 from fxcompress.testing import hash_weights_
@@ -101,6 +101,22 @@ def test_group_norm_is_the_norm_of_all_that_goes_with_an_index() -> None:
     ]  # fmt: skip
     wanted = torch.cat([part.detach().double().flatten() for part in parts]).norm()
     assert torch.allclose(found[index], wanted)
+
+
+def test_frozen_parameters_stay_as_they_are() -> None:
+    start = program()
+    start.module.conv2.requires_grad_(False)
+    sparse = fxc.compress(start, [step(epochs=1, strength=3.0)], data=data()).program
+    for name in ("conv2.weight", "conv2.bias"):
+        assert torch.equal(sparse.state()[name], start.state()[name])
+
+
+def test_ensures_names_a_parameter_that_changed_without_being_selected() -> None:
+    start = program()
+    done = apply(SparseTrain, start, {"epochs": 1}, Context(data=data()))
+    claimed = done.decision.model_copy(update={"parameters": ("fc.weight", "fc.bias")})
+    with pytest.raises(PassError, match="which was not selected"):
+        SparseTrain().ensures(start, done.program, claimed)
 
 
 def test_it_repeats_itself() -> None:

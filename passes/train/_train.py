@@ -1,63 +1,64 @@
-"""What `train.fit` decides: which parameters, and the tensors that training makes of them."""
+"""Train a copy of a Program as a pass is told, and return what became of it as a decision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from fxcompress.errors import PassError, UsageError
-from fxcompress.ir.ops import op_name
-from fxcompress.pipeline.selectors import Candidate, Selector, public_class
+from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
 from fxcompress.spec._python import load_factory
 from fxcompress.train import check_recipe, fit, trained_tensors, training_copy
 from fxcompress.train.config import Custom
 from fxcompress.train.hooks import Hooks
-from passes.train.fit import FitDecision
+from passes.train._options import TrainDecision
+from passes.train._parameters import selected
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
-    from passes.train.fit import FitOptions
+    from passes.train._options import TrainOptions
 
-__all__ = ["check_trained", "decide", "selected", "train"]
-
-
-def decide(program: Program, options: FitOptions, context: Context) -> FitDecision:
-    """Return the decision of `train.fit`."""
-    return train(program, options, context)
+__all__ = ["check_trained", "train"]
 
 
 def train(
     program: Program,
-    options: FitOptions,
+    options: TrainOptions,
     context: Context,
+    *,
+    names: Iterable[str] | None = None,
     hooks: Callable[[nn.Module], Hooks] | None = None,
-) -> FitDecision:
-    """Train a copy and return what became of it.
+) -> TrainDecision:
+    """Train a copy; when planning, check what it is told and name what is to come.
 
     Args:
         program: What to train.
         options: How.
         context: Data, seed, metric, and whether this is a plan.
+        names: The parameters to train; all that require gradients if None.
         hooks: Given the copy before its first step, returns what else to do in each.
+
+    Raises:
+        SelectorError: There is nothing to train.
+        UsageError: The optimiser, the scheduler or what they are told cannot be.
+        DataError: The split is missing, or does not fit the losses.
+        NumericsError: The loss is no finite number.
     """
-    names = selected(program, options)
+    names = tuple(selected(program, Selector()) if names is None else names)
     state = program.state()
     check_recipe(options, [state[name] for name in names])
-    functions = {
-        term.factory: load_factory(term.factory, context.folder, UsageError, "losses")
-        for term in options.terms
-        if isinstance(term, Custom)
-    }
+    functions = _functions(options, context)
+    decision = TrainDecision(parameters=names, declined=_unlike(program))
     if context.planning:
         count = sum(state[name].numel() for name in names)
         what = f"{len(names)} tensors ({count:,} parameters)"
         pending = f"{what}: known after training ({_length(options)} on {options.split})"
-        return FitDecision(parameters=tuple(names), pending=(pending,), declined=_unlike(program))
+        return decision.model_copy(update={"pending": (pending,)})
     module = training_copy(program)
     metric = context.metric
     done = fit(
@@ -75,33 +76,16 @@ def train(
         progress=context.progress,
     )
     context.measured["samples_per_second"] = done.throughput
-    return FitDecision(
-        parameters=tuple(names),
-        history=done.history,
-        kept=done.kept,
-        stopped_early=done.stopped_early,
-        declined=_unlike(program),
-        arrays=trained_tensors(program, module),
-    )
+    trained = {
+        "history": done.history,
+        "kept": done.kept,
+        "stopped_early": done.stopped_early,
+        "arrays": trained_tensors(program, module),
+    }
+    return decision.model_copy(update=trained)
 
 
-def selected(program: Program, options: FitOptions) -> list[str]:
-    """Return the names of the parameters to train, a tied one under one name.
-
-    Raises:
-        SelectorError: A pattern matches nothing, or nothing is left.
-    """
-    calls = {str(n.target): op_name(n) for n in program.graph.find_nodes(op="call_module")}
-    candidates = []
-    for name, parameter in program.module.named_parameters():
-        if parameter.requires_grad:
-            owner = name.rpartition(".")[0]
-            cls = public_class(type(program.module.get_submodule(owner)))
-            candidates.append(Candidate(name, calls.get(owner, "parameter"), cls))
-    return Selector.of(options).choose(candidates)
-
-
-def check_trained(before: Program, decision: FitDecision) -> None:
+def check_trained(before: Program, decision: TrainDecision) -> None:
     """Check that the parameters that changed are among those that were selected.
 
     Raises:
@@ -113,6 +97,15 @@ def check_trained(before: Program, decision: FitDecision) -> None:
             raise PassError(f"training changed {name}, which was not selected", where=name)
 
 
+def _functions(options: TrainOptions, context: Context) -> Mapping[str, Callable[..., Any]]:
+    """Return the functions of `custom` losses, by what their `factory` says."""
+    return {
+        term.factory: load_factory(term.factory, context.folder, UsageError, "losses")
+        for term in options.terms
+        if isinstance(term, Custom)
+    }
+
+
 def _unlike(program: Program) -> tuple[Declined, ...]:
     """Return what capture noted on how the graph differs from the original in training."""
     return tuple(
@@ -122,7 +115,7 @@ def _unlike(program: Program) -> tuple[Declined, ...]:
     )
 
 
-def _length(options: FitOptions) -> str:
+def _length(options: TrainOptions) -> str:
     parts: Sequence[str] = [
         f"{count} {what}{'s' if count > 1 else ''}"
         for count, what in ((options.epochs, "epoch"), (options.steps, "step"))
@@ -131,7 +124,7 @@ def _length(options: FitOptions) -> str:
     return " or ".join(parts)
 
 
-def _teacher(options: FitOptions, context: Context) -> nn.Module | None:
+def _teacher(options: TrainOptions, context: Context) -> nn.Module | None:
     if options.teacher is None:
         return None
     if context.original is None:
