@@ -2,6 +2,7 @@
 
 import pytest
 
+from fxcompress.api import compress
 from fxcompress.ir import Program, capture
 from fxcompress.pipeline.context import Context
 from fxcompress.testing import hash_inputs, hash_weights_
@@ -83,3 +84,11 @@ def test_burn_in(golden_graph):
 def test_channels(golden_graph):
     options = {"ratio": 0.5, "kinds": ["head", "neuron", "residual"]}
     golden_graph(apply(Channels, transformer(), options).program)
+
+
+@pytest.mark.golden("passes/prune/iterative")
+def test_iterative(golden_graph):
+    step = {"use": "prune.iterative", "id": "shrink", "ratio": 0.5, "steps": 2}
+    result = compress(resnet(), [step])
+    assert [each.id for each in result.record.passes] == ["shrink.1.prune", "shrink.2.prune"]
+    golden_graph(result.program)
