@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from fxcompress.emit import Artifact, EmitOptions, Pt2Options, emit
 from fxcompress.ir import Program, capture
+from fxcompress.nn import FakeQuantize
 from fxcompress.pipeline.context import Context
 from passes.quantize.static import Static
 from passes.tidy.fold_batchnorm import FoldBatchNorm
@@ -29,6 +31,20 @@ def quantized_conv_net() -> Program:
     batches = [(torch.randn(4, 3, 16, 16, generator=generator),) for _ in range(4)]
     context = Context(data={"calibration": batches})
     return apply(Static, program, {"calibration": 16}, context).program
+
+
+def learned_stack() -> Program:
+    """A plain stack, its layers numbered, with quantizers whose steps are trained."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(4, 3, 8, 8, generator=generator)
+    layers = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5))
+    program = capture(seeded(layers), (x,), verify=False)
+    context = Context(data={"calibration": [(x,)]})
+    program = apply(Static, program, {"calibration": 4}, context).program
+    for module in program.module.modules():
+        if isinstance(module, FakeQuantize):
+            module.learn()
+    return program
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +199,12 @@ def load_source(path: Path) -> torch.nn.Module:
     assert callable(load)
     model: torch.nn.Module = load()
     return model
+
+
+def test_learned_steps_are_emitted_as_what_they_learned(tmp_path: Path) -> None:
+    program = learned_stack()
+    artifacts = by_format(emit(program, tmp_path, ALL))
+    assert artifacts["program"].comparison.max_abs == 0.0
+    assert "1 QGemm, 1 QLinearConv" in " ".join(artifacts["onnx"].notes)
+    steps = [name for name, _ in program.module.named_parameters() if name.endswith("_fq.scale")]
+    assert len(steps) == 4, "emitting changes nothing in the program"

@@ -78,10 +78,10 @@ class Unit:
 
     def step(self, name: str) -> str:
         """Return how a child or tensor is reached from here: `.conv`, `[0]`, `["2"]`."""
-        numbered = self.kind == "class" and name.isdigit()
-        if self.kind in ("list", "sequential") or (numbered and self.base == "nn.ModuleList"):
+        form = self.base if self.kind == "class" and name.isdigit() else self.kind
+        if form in ("list", "sequential", "nn.ModuleList"):
             return f"[{list(self.children).index(name)}]"
-        if self.kind == "dict" or numbered:
+        if form in ("dict", "nn.ModuleDict"):
             return f'["{name}"]'
         return f".{name}" if _is_attribute(name) else f'.get_submodule("{name}")'
 
