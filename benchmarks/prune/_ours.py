@@ -40,7 +40,7 @@ def prune_ours(
     """Prune every free axis by the ratio and write down what came of it."""
     from fxcompress.axes import analyze
     from fxcompress.ir import capture
-    from passes.prune._shrink import KEEP
+    from passes.prune._channels.shrink import KEEP
 
     def stage(name: str) -> None:
         outcome.stage = name

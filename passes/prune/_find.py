@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from passes.prune._calibrate import Env, advance, stream
-from passes.prune._inputs import input_rows
+from passes.prune._layers.inputs import input_rows
+from passes.prune._layers.stream import Env, advance, stream
 from passes.prune._masks import pruned_weight
 from passes.prune._select import check_scores
 from passes.prune._sparsegpt import sparsegpt
@@ -18,7 +18,7 @@ from passes.prune._statistics import Gram, Norms
 if TYPE_CHECKING:
     from fxcompress.pipeline.context import Context
     from passes.prune._job import Job
-    from passes.prune._weights import Weight
+    from passes.prune._layers.weights import Weight
 
 __all__ = ["Found", "find", "scores_of"]
 

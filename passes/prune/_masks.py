@@ -13,7 +13,7 @@ from fxcompress.errors import PassError
 from fxcompress.nn import Mask, take_weight_as_operand
 from fxcompress.rewrite import burn_masks
 from passes._paths import scope_beside
-from passes.prune._forms import Form
+from passes.prune._layers.form import Form
 from passes.prune._orders import apply_orders, ordered_tensors
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from passes.prune._layers.weights import Weight
 from passes.prune._select import count_of, lowest, lowest_of_all, lowest_of_groups
 from passes.prune._sparsegpt import Choose
-from passes.prune._weights import Weight
 
 __all__ = ["Anywhere", "NOfM", "Pattern"]
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fxcompress.pipeline.base import Decision, Selection
 from fxcompress.rewrite.edits import Declined
-from passes.prune._forms import Form
+from passes.prune._layers.form import Form
 
 __all__ = [
     "AxisOrder",

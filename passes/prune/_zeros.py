@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
     from fxcompress.rewrite.edits import Declined
+    from passes.prune._layers.weights import Weight
     from passes.prune._sparsity import SparsityOptions
-    from passes.prune._weights import Weight
 
 __all__ = ["decide"]
 

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves
 from fxcompress.rewrite.edits import Declined
 from fxcompress.spec.units import Amount, Count, Duration, Percent, Size
-from passes.prune._compensation import ByMethod, Compensation
-from passes.prune._criterion import Criterion, Named
+from passes.prune._compensate.options import ByMethod, Compensation
+from passes.prune._criteria.options import Criterion, Named
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -251,18 +251,18 @@ class Channels(Pass[ChannelsOptions, ChannelsDecision]):
             DataError: The criterion needs data that is not there.
             NumericsError: A score is NaN.
         """
-        from passes.prune._channels import decide
+        from passes.prune._channels.decide import decide
 
         return decide(program, options, context)
 
     def rewrite(self, rewriter: GraphRewriter, decision: ChannelsDecision) -> None:
         """Shrink every tensor and every number in the graph that depends on the sizes."""
-        from passes.prune._shrink import apply
+        from passes.prune._channels.shrink import apply
 
         apply(rewriter, decision)
 
     def ensures(self, before: Program, after: Program, decision: ChannelsDecision) -> None:
         """Check masked equivalence, and that all weights are slices of what they were."""
-        from passes.prune._shrink import check
+        from passes.prune._channels.shrink import check
 
         check(before, after, decision)

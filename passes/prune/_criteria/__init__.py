@@ -1,5 +1,1 @@
-"""Scores of the indices of axes: one file per kind of criterion, and `score` for all of them."""
-
-from passes.prune._criteria.score import score, unscorable
-
-__all__ = ["score", "unscorable"]
+"""Scores of the indices of axes: the criterion's options, and one file per kind of criterion."""

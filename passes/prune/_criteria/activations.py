@@ -16,7 +16,6 @@ from fxcompress.errors import UsageError
 from fxcompress.ir.naming import node_ids
 from fxcompress.pipeline.base import Selection
 from passes._observe import observe
-from passes.prune._calibrate import stream
 from passes.prune._criteria.slices import (
     PlaceScores,
     counted_places,
@@ -26,14 +25,15 @@ from passes.prune._criteria.slices import (
     score_places,
 )
 from passes.prune._criteria.taps import Tap, find_taps
-from passes.prune._inputs import input_rows
-from passes.prune._weights import Weight, find_weights
+from passes.prune._layers.inputs import input_rows
+from passes.prune._layers.stream import stream
+from passes.prune._layers.weights import Weight, find_weights
 
 if TYPE_CHECKING:
     from fxcompress.axes import Analysis
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
-    from passes.prune._criterion import Criterion
+    from passes.prune._criteria.options import Criterion
 
 __all__ = ["Moments", "Watched", "apoz", "norm", "wanda", "watch"]
 

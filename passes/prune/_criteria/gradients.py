@@ -19,7 +19,7 @@ from passes.prune._criteria.slices import PlaceScores, counted_places, finite, p
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
-    from passes.prune._criterion import Criterion
+    from passes.prune._criteria.options import Criterion
 
 __all__ = ["fisher", "obd", "taylor"]
 

@@ -22,7 +22,7 @@ from passes.prune._criteria.slices import (
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
-    from passes.prune._criterion import Criterion
+    from passes.prune._criteria.options import Criterion
 
 __all__ = ["bn_scale", "fpgm", "is_bn_scale", "l1", "l2", "lamp"]
 

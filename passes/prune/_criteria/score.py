@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fxcompress.axes import Analysis
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
-    from passes.prune._criterion import Criterion
+    from passes.prune._criteria.options import Criterion
 
 __all__ = ["score", "unscorable"]
 

@@ -19,7 +19,7 @@ from fxcompress.errors import ModelError, NumericsError, UsageError
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
-    from passes.prune._criterion import Criterion
+    from passes.prune._criteria.options import Criterion
 
 __all__ = [
     "PlaceScores",

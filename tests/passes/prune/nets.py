@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from fxcompress.axes import analyze
 from fxcompress.ir import capture
 from fxcompress.pipeline.context import Context
-from passes.prune._criteria import score
-from passes.prune._criterion import Criterion
+from passes.prune._criteria.options import Criterion
+from passes.prune._criteria.score import score
 from tests.passes.support import seeded
 
 EVERY = (

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from fxcompress.axes import Axis, Polynomial
 from fxcompress.errors import NumericsError, UsageError
-from passes.prune._budget import Goal, check_scores, keep_best, spend, spend_evenly
-from passes.prune._budget_cost import CostArrays
-from passes.prune._budget_sizes import Limits, kept_by_number, kept_by_ratio
+from passes.prune._budget.cost import CostArrays
+from passes.prune._budget.limits import Limits, kept_by_number, kept_by_ratio
+from passes.prune._budget.spend import Goal, check_scores, keep_best, spend, spend_evenly
 
 ANY = Limits({"": 1}, max_ratio=0.9)
 

@@ -16,8 +16,8 @@ from fxcompress.ir import capture
 from fxcompress.pipeline import render_plan
 from fxcompress.pipeline.context import Context
 from fxcompress.rewrite import GraphRewriter
-from passes.prune._latency import search
-from passes.prune._shrink import KEEP, check_masked, shrunk
+from passes.prune._channels.latency import search
+from passes.prune._channels.shrink import KEEP, check_masked, shrunk
 from passes.prune.channels import Channels
 from tests.passes.models import ResNet, Transformer, image_batches, token_batches
 from tests.passes.support import apply, captured, random_input, seeded

@@ -10,10 +10,10 @@ from fxcompress.errors import DataError, NumericsError
 from fxcompress.pipeline.context import Context
 from fxcompress.rewrite import GraphRewriter
 from fxcompress.rewrite.shrink import shrink
-from passes.prune._compensate import compensate
-from passes.prune._compensation import Compensation
-from passes.prune._criteria import score
-from passes.prune._criterion import Criterion
+from passes.prune._compensate.options import Compensation
+from passes.prune._compensate.refit import compensate
+from passes.prune._criteria.options import Criterion
+from passes.prune._criteria.score import score
 from tests.passes.models import ResNet, Transformer, image_batches, token_batches
 from tests.passes.prune.nets import Attention, Joined, Plain, Task
 

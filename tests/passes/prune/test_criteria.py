@@ -9,8 +9,8 @@ from fxcompress.axes import analyze
 from fxcompress.errors import DataError, ModelError, NumericsError
 from fxcompress.ir import capture
 from fxcompress.pipeline.context import Context
-from passes.prune._criteria import score, unscorable
-from passes.prune._criterion import Criterion
+from passes.prune._criteria.options import Criterion
+from passes.prune._criteria.score import score, unscorable
 from tests.passes.models import ResNet, Transformer, image_batches, token_batches
 from tests.passes.prune.nets import (
     EVERY,

@@ -3,8 +3,8 @@
 import numpy as np
 from torch.nn import functional as F
 
-from passes.prune._criteria import score
-from passes.prune._criterion import Criterion
+from passes.prune._criteria.options import Criterion
+from passes.prune._criteria.score import score
 from tests.passes.models import image_batches
 from tests.passes.prune.nets import Attention, Task, hidden, scored
 

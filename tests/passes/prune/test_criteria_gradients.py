@@ -9,8 +9,8 @@ from fxcompress.axes import analyze
 from fxcompress.errors import DataError
 from fxcompress.ir import capture
 from fxcompress.pipeline.context import Context
-from passes.prune._criteria import score
-from passes.prune._criterion import Criterion
+from passes.prune._criteria.options import Criterion
+from passes.prune._criteria.score import score
 from tests.passes.models import image_batches
 from tests.passes.prune.nets import Language, Plain, Task, hidden, scored
 from tests.passes.support import seeded

@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from fxcompress.errors import UsageError
 from fxcompress.pipeline.context import Context
-from passes.prune._criteria import score
-from passes.prune._criterion import Criterion
+from passes.prune._criteria.options import Criterion
+from passes.prune._criteria.score import score
 
 OWN = """
 import torch

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from fxcompress.axes import Analysis, Axis, Polynomial
-from passes.prune._budget import Goal
-from passes.prune._budget_sizes import Limits, kept_by_number, kept_by_ratio
+from passes.prune._budget.limits import Limits, kept_by_number, kept_by_ratio
+from passes.prune._budget.spend import Goal
 from passes.prune._targets import amounts
 from passes.prune.channels import ChannelsDecision, CostFigures
 

@@ -1,26 +1,22 @@
-"""What `prune.channels` decides: axes, scores, sizes, and the indices that stay."""
+"""One pruning of one Program by `prune.channels`: what sizes follow, and the decision."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fxcompress.axes import Analysis, Axis, Frozen, analyze
+from fxcompress.axes import Analysis, Axis
 from fxcompress.axes.terms import axes_of, polynomial
-from fxcompress.errors import UsageError
-from fxcompress.pipeline.proofs import has_values
 from fxcompress.rewrite.edits import Declined
-from passes.prune._budget import Goal, check_scores, keep_best, spend, spend_evenly
-from passes.prune._budget_sizes import Limits
-from passes.prune._compensate import Compensated, compensate
-from passes.prune._criteria import score, unscorable
-from passes.prune._shrink import KEEP, VALUE, shrunk
-from passes.prune._sizes import Start, sizes_asked_for
-from passes.prune._targets import Chosen, choose
+from passes.prune._budget.amounts import Start, sizes_asked_for
+from passes.prune._budget.limits import Limits
+from passes.prune._budget.spend import Goal, spend, spend_evenly
+from passes.prune._channels.shrink import KEEP, shrunk
+from passes.prune._compensate.refit import Compensated, compensate
 from passes.prune.channels import AxisEntry, ChannelsDecision, CostFigures
 
 if TYPE_CHECKING:
@@ -28,97 +24,11 @@ if TYPE_CHECKING:
     from fxcompress.pipeline.context import Context
     from passes.prune.channels import ChannelsOptions
 
-__all__ = ["decide"]
-
-Scores = dict[Axis, NDArray[np.float64]]
-
-
-def decide(program: Program, options: ChannelsOptions, context: Context) -> ChannelsDecision:
-    """Return the decision of `prune.channels`."""
-    analysis = analyze(program, signature=options.signature)
-    free, frozen = _without_inputs(analysis)
-    chosen = _scorable(program, choose(free, frozen, options), options)
-    start = Start.of(context, analysis)
-    task = _Task(program, analysis, chosen.axes, options, start)
-    unread = context.planning and (options.criterion.needs_data or not has_values(program))
-    if unread:
-        sizes = task.guess()
-        what = "after calibration" if options.criterion.needs_data else "after reading weights"
-        pending: tuple[str, ...] = (f"which indices stay: known {what}",)
-        if options.is_global:
-            pending += (f"how many of each axis stay: known {what}; shown as the same part of all",)
-        keep = {axis: np.arange(size, dtype=np.int64) for axis, size in sizes.items()}
-        return task.decision(sizes, {}, keep, chosen.declined, (*pending, *task.later))
-    scores = score(program, analysis, chosen.axes, options.criterion, context)
-    check_scores(scores)
-    if options.budget is not None and options.budget.latency is not None:
-        if context.planning:
-            sizes = task.guess()
-            pending = ("how many indices stay: known after measuring latency", *task.later)
-            return task.decision(sizes, scores, keep_best(scores, sizes), chosen.declined, pending)
-        from passes.prune._latency import meet
-
-        sizes = meet(task, options.budget.latency, scores, context)
-    else:
-        sizes = task.sizes(scores)
-    keep = keep_best(scores, sizes)
-    if context.planning:
-        return task.decision(sizes, scores, keep, chosen.declined, task.later)
-    made = task.compensated(keep, context)
-    decision = task.decision(sizes, scores, keep, (*chosen.declined, *made.declined))
-    values = {f"{VALUE}{name}": value for name, value in made.values.items()}
-    return decision.model_copy(update={"arrays": {**decision.arrays, **values}})
-
-
-def _without_inputs(analysis: Analysis) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
-    """Return the free and the frozen axes, sizes of inputs among the frozen ones.
-
-    Callers make the inputs; a pass cannot make them give fewer.
-    """
-    tied: dict[Axis, Frozen] = {}
-    for node in analysis.program.graph.find_nodes(op="placeholder"):
-        frozen = Frozen("it is a size of the model's input", str(node.target), "input")
-        for term in analysis.terms(node) or ():
-            tied.update(dict.fromkeys(axes_of(term), frozen))
-    stuck = [replace(axis, frozen=tied[axis]) for axis in analysis.axes if axis in tied]
-    return tuple(a for a in analysis.axes if a not in tied), (*analysis.frozen, *stuck)
-
-
-def _outputs(analysis: Analysis, sizes: Mapping[Axis, int]) -> tuple[str, ...]:
-    """Return which sizes of the outputs change, a line each."""
-    after = {**analysis.sizes, **{axis.id: size for axis, size in sizes.items()}}
-    lines: list[str] = []
-    (output,) = analysis.program.graph.find_nodes(op="output")
-    for number, node in enumerate(output.all_input_nodes):
-        for dim, term in enumerate(analysis.terms(node) or ()):
-            cut = [axis for axis in axes_of(term) if sizes.get(axis, axis.size) < axis.size]
-            if cut:
-                old, new = (polynomial(term).at(each) for each in (analysis.sizes, after))
-                names = ", ".join(axis.name for axis in dict.fromkeys(cut))
-                lines.append(f"output {number}: size {dim} {old} → {new} ({names})")
-    return tuple(lines)
-
-
-def _scorable(program: Program, chosen: Chosen, options: ChannelsOptions) -> Chosen:
-    """Return the axes that the criterion applies to; the others are declined.
-
-    Raises:
-        UsageError: It applies to none.
-    """
-    without = unscorable(program, chosen.axes, options.criterion)
-    axes = tuple(axis for axis in chosen.axes if axis not in without)
-    if not axes:
-        raise UsageError(
-            f"the criterion {options.criterion.label} applies to none of the selected axes",
-            reason="; ".join(f"{axis}: {reason}" for axis, reason in list(without.items())[:3]),
-            hint="choose another criterion, or other axes",
-        )
-    more = (Declined(node=axis.name, reason=reason) for axis, reason in without.items())
-    return Chosen(axes, (*chosen.declined, *more))
+__all__ = ["Task"]
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """One pruning of one program: everything but the scores."""
 
     program: Program
@@ -229,8 +139,8 @@ class _Task:
                 )
                 for axis in self.axes
             ),
-            before=costs_at(self.analysis, before),
-            after=costs_at(self.analysis, after),
+            before=_costs_at(self.analysis, before),
+            after=_costs_at(self.analysis, after),
             unknown=dict(self.analysis.unknown),
             declined=declined,
             signature=self.options.signature,
@@ -240,7 +150,7 @@ class _Task:
         )
 
 
-def costs_at(analysis: Analysis, sizes: Mapping[int, int]) -> CostFigures:
+def _costs_at(analysis: Analysis, sizes: Mapping[int, int]) -> CostFigures:
     """Return what a program costs at axis sizes."""
     return CostFigures(
         macs=analysis.macs.at(sizes),
@@ -255,3 +165,18 @@ def _lost(scores: NDArray[np.float64] | None, kept: NDArray[np.int64]) -> float 
         return None
     total = float(scores.sum())
     return round(1 - float(scores[kept].sum()) / total, 6) if total else 0.0
+
+
+def _outputs(analysis: Analysis, sizes: Mapping[Axis, int]) -> tuple[str, ...]:
+    """Return which sizes of the outputs change, a line each."""
+    after = {**analysis.sizes, **{axis.id: size for axis, size in sizes.items()}}
+    lines: list[str] = []
+    (output,) = analysis.program.graph.find_nodes(op="output")
+    for number, node in enumerate(output.all_input_nodes):
+        for dim, term in enumerate(analysis.terms(node) or ()):
+            cut = [axis for axis in axes_of(term) if sizes.get(axis, axis.size) < axis.size]
+            if cut:
+                old, new = (polynomial(term).at(each) for each in (analysis.sizes, after))
+                names = ", ".join(axis.name for axis in dict.fromkeys(cut))
+                lines.append(f"output {number}: size {dim} {old} → {new} ({names})")
+    return tuple(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from fxcompress.analysis import latency
 from fxcompress.analysis.latency import Clock
-from fxcompress.axes import Analysis, Axis
+from fxcompress.axes import Axis
 from fxcompress.errors import UsageError
 from fxcompress.pipeline._probes import probes
-from passes.prune._budget import Goal, keep_best
-from passes.prune._budget_sizes import Limits
-from passes.prune._shrink import shrunk
+from passes.prune._budget.spend import keep_best
+from passes.prune._channels.shrink import shrunk
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
     from fxcompress.spec.units import Amount
+    from passes.prune._channels.task import Task
 
-__all__ = ["Stopwatch", "Task", "meet", "search"]
+__all__ = ["Stopwatch", "meet", "search"]
 
 TOLERANCE: Final = 0.05
 """How far below the target a measurement may be, as a part of it."""
@@ -36,21 +36,6 @@ SECONDS: Final = 2.0
 
 Scores = Mapping[Axis, NDArray[np.float64]]
 Sizes = dict[Axis, int]
-
-
-class Task(Protocol):
-    """What the search needs of a pruning: how sizes follow from a MAC budget."""
-
-    @property
-    def program(self) -> Program: ...
-    @property
-    def analysis(self) -> Analysis: ...
-    @property
-    def axes(self) -> tuple[Axis, ...]: ...
-    @property
-    def limits(self) -> Limits: ...
-    def macs_goal(self, share: float) -> Goal: ...
-    def sizes_for(self, goals: list[Goal], scores: Scores) -> Sizes: ...
 
 
 def meet(task: Task, target: Amount, scores: Scores, context: Context) -> Sizes:

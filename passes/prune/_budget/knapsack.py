@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.prune._budget_cost import CostArrays
+from passes.prune._budget.cost import CostArrays
 
 __all__ = ["Blocks", "Bound", "solve"]
 

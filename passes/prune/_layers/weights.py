@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from torch import fx, nn
+from torch import fx
 
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import bind, module_of, op_name
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
-from passes.prune._forms import Form
+from passes.prune._layers.form import Form
+from passes.prune._layers.operands import (
+    FORMLESS,
+    OPERANDS,
+    Operand,
+    canonical,
+    final_users,
+    reads_a_weight,
+    tensor_of,
+    weight_operand,
+)
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.base import Selection
 
 __all__ = ["Reader", "Weight", "find_weights"]
-
-# (operand that is multiplied, operand that may be the weight). Products come in both orders.
-_OPERANDS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
-    **{
-        name: (("input", "weight"),)
-        for name in (
-            "linear", "conv1d", "conv2d", "conv3d",
-            "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-        )
-    },
-    "addmm": (("mat1", "mat2"), ("mat2", "mat1")),
-    "mm": (("input", "mat2"), ("mat2", "input")),
-    "bmm": (("input", "mat2"), ("mat2", "input")),
-    "matmul": (("input", "other"), ("other", "input")),
-    "baddbmm": (("batch1", "batch2"), ("batch2", "batch1")),
-    "grouped_mm": (("mat_a", "mat_b"),),
-}  # fmt: skip
-_FORMLESS: Final = frozenset({"bilinear", "conv_tbc", "convolution", "einsum", "tensordot"})
-_SAME: Final = frozenset({"mask", "fake_quant", "to", "contiguous", "clone", "detach", "identity"})
-# What hands on some of a weight's entries, or all of them in another shape.
-_PICKS: Final = _SAME | {
-    "transpose", "t", "permute", "select", "getitem", "index_select", "slice", "narrow", "chunk",
-    "split", "unbind", "reshape", "view", "flatten", "unflatten", "unsqueeze", "squeeze", "expand",
-}  # fmt: skip
-_SIZES: Final = frozenset({"size", "dim", "numel"})
 
 
 @dataclass(frozen=True)
@@ -80,15 +65,6 @@ class Weight:
     mask: str | None = None
 
 
-@dataclass(frozen=True)
-class _Operand:
-    """A node's operand, followed back to a parameter: each of its dimensions by the parameter's."""
-
-    tensor: str
-    dims: tuple[int, ...]
-    picked: Mapping[int, int]
-
-
 def find_weights(
     program: Program, options: Selection
 ) -> tuple[tuple[Weight, ...], tuple[Declined, ...]]:
@@ -100,13 +76,13 @@ def find_weights(
     ids = node_ids(program)
     nodes = list(program.nodes)
     uses = {node: use for node in nodes if (use := _use(program, node)) is not None}
-    formless = [node for node in nodes if node not in uses and _reads_a_weight(program, node)]
+    formless = [node for node in nodes if node not in uses and reads_a_weight(program, node)]
     selected = set(Selector.of(options).select(program, [*uses, *formless]))
     declined = [
         Declined(
             node=ids[node],
             reason=_FORMLESS_REASON.format(op_name(node))
-            if op_name(node) in _FORMLESS
+            if op_name(node) in FORMLESS
             else "its weight is computed in the graph",
         )
         for node in formless
@@ -139,7 +115,7 @@ def _weight(
         operand, form, (name, left) = uses[node]
         expert = next(iter(operand.picked.values()), None)
         readers.append(Reader(node, name, left, expert))
-    sources = (n for n in program.nodes if n.op == "get_attr" and _tensor(program, n) == tensor)
+    sources = (n for n in program.nodes if n.op == "get_attr" and tensor_of(program, n) == tensor)
     masks = (str(u.target) for source in sources for u in source.users if op_name(u) == "mask")
     return Weight(tensor, form, tuple(readers), next(masks, None))
 
@@ -170,11 +146,11 @@ def _obstacle(
     return None, []
 
 
-def _use(program: Program, node: fx.Node) -> tuple[_Operand, Form, tuple[str, bool]] | None:
+def _use(program: Program, node: fx.Node) -> tuple[Operand, Form, tuple[str, bool]] | None:
     """Return the weight that a layer reads and its form, or None if it reads none."""
     op = op_name(node)
-    for place, (operand, weight) in enumerate(_OPERANDS.get(op, ())):
-        found = _weight_operand(program, node, weight)
+    for place, (operand, weight) in enumerate(OPERANDS.get(op, ())):
+        found = weight_operand(program, node, weight)
         if found is not None:
             left = place == 1
             form = _form(node, op, found, left=left)
@@ -182,56 +158,7 @@ def _use(program: Program, node: fx.Node) -> tuple[_Operand, Form, tuple[str, bo
     return None
 
 
-def _weight_operand(program: Program, node: fx.Node, name: str) -> _Operand | None:
-    bound = bind(node)
-    if node.op == "call_module" and name not in bound:
-        weight = getattr(module_of(node), name, None)
-        if not isinstance(weight, nn.Parameter):
-            return None
-        tensor = _canonical(program, f"{node.target}.{name}")
-        return _Operand(tensor, tuple(range(weight.dim())), {})
-    return _follow(program, bound.get(name))
-
-
-def _follow(program: Program, node: Any) -> _Operand | None:
-    """Follow an operand back to a parameter through what only moves dimensions."""
-    path: list[fx.Node] = []
-    while isinstance(node, fx.Node) and node.op != "get_attr":
-        if not node.all_input_nodes or not _only_moves(node):
-            return None
-        path.append(node)
-        node = node.all_input_nodes[0]
-    if not isinstance(node, fx.Node) or op_name(node) != "param":
-        return None
-    value = node.meta["val"]
-    dims = list(range(value.dim()))
-    picked: dict[int, int] = {}
-    for step in reversed(path):
-        _move(step, dims, picked)
-    return _Operand(_tensor(program, node), tuple(dims), picked)
-
-
-def _only_moves(node: fx.Node) -> bool:
-    op = op_name(node)
-    if op == "getitem":
-        return isinstance(node.args[1], int)
-    return op in _SAME or op in ("transpose", "t", "permute", "select")
-
-
-def _move(node: fx.Node, dims: list[int], picked: dict[int, int]) -> None:
-    op, bound = op_name(node), bind(node)
-    if op == "t" and len(dims) == 2:
-        dims.reverse()
-    elif op == "transpose":
-        a, b = bound["dim0"], bound["dim1"]
-        dims[a], dims[b] = dims[b], dims[a]
-    elif op == "permute":
-        dims[:] = [dims[d] for d in bound["dims"]]
-    elif op in ("select", "getitem"):
-        picked[dims.pop(bound.get("dim", 0))] = int(bound["index"])
-
-
-def _form(node: fx.Node, op: str, weight: _Operand, *, left: bool) -> Form | None:
+def _form(node: fx.Node, op: str, weight: Operand, *, left: bool) -> Form | None:
     """Return the form of a weight, in the parameter's own dimensions."""
     dims, stack = list(weight.dims), next(iter(weight.picked), None)
     if len(weight.picked) > 1:
@@ -255,54 +182,17 @@ def _form(node: fx.Node, op: str, weight: _Operand, *, left: bool) -> Form | Non
     return Form(out=out, input=into, stack=stack)
 
 
-def _reads_a_weight(program: Program, node: fx.Node) -> bool:
-    """Whether a node multiplies by a weight, of whatever form: parts of one, or gathered."""
-    op = op_name(node)
-    if op not in _OPERANDS and op not in _FORMLESS:
-        return False
-    if node.op == "call_module":
-        return True
-    names = {name for pair in _OPERANDS.get(op, ()) for name in pair}
-    bound = bind(node)
-    read = [bound.get(name) for name in names] if names else node.all_input_nodes
-    return any(_comes_from_a_parameter(each) for each in read)
-
-
-def _comes_from_a_parameter(node: Any) -> bool:
-    while isinstance(node, fx.Node) and node.op != "get_attr":
-        if op_name(node) not in _PICKS or not node.all_input_nodes:
-            return False
-        node = node.all_input_nodes[0]
-    return isinstance(node, fx.Node) and op_name(node) == "param"
-
-
-def _canonical(program: Program, name: str) -> str:
-    return program.ties.get(name, name)
-
-
-def _tensor(program: Program, node: fx.Node) -> str:
-    return _canonical(program, str(node.target))
-
-
 def _readers(program: Program) -> dict[str, list[fx.Node]]:
     """Return canonical parameter -> the nodes that compute with it, in graph order."""
     found: dict[str, list[fx.Node]] = {}
     for node in program.nodes:
         if node.op == "get_attr":
-            for reader in _final_users(node):
-                found.setdefault(_tensor(program, node), []).append(reader)
+            for reader in final_users(node):
+                found.setdefault(tensor_of(program, node), []).append(reader)
         elif node.op == "call_module":
             for name, _ in module_of(node).named_parameters():
                 # In the operand form the parameter only stands there; the graph reads it.
                 if name not in bind(node):
-                    full = _canonical(program, f"{node.target}.{name}")
+                    full = canonical(program, f"{node.target}.{name}")
                     found.setdefault(full, []).append(node)
     return found
-
-
-def _final_users(node: fx.Node) -> Iterator[fx.Node]:
-    for user in node.users:
-        if _only_moves(user) and user.all_input_nodes[0] is node:
-            yield from _final_users(user)
-        elif op_name(user) not in _SIZES:
-            yield user

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from fxcompress.axes import Axis, Polynomial
 from fxcompress.errors import NumericsError, UsageError
-from passes.prune._budget_cost import CostArrays
-from passes.prune._budget_sizes import Limits, nearest, without
-from passes.prune._budget_solve import Blocks, Bound, solve
+from passes.prune._budget.cost import CostArrays
+from passes.prune._budget.knapsack import Blocks, Bound, solve
+from passes.prune._budget.limits import Limits, nearest, without
 
 __all__ = ["Goal", "check_scores", "keep_best", "spend", "spend_evenly"]
 

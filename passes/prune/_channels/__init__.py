@@ -1,0 +1,1 @@
+"""What `prune.channels` decides, does to the graph, and checks."""

@@ -1,0 +1,1 @@
+"""Layers as products: the weights they read, as matrices, and the inputs they multiply with."""
