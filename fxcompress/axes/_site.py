@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxcompress.axes._sizes import ONE, Size, is_static
 from fxcompress.axes._solver import UNIT, Dim, Solver
 from fxcompress.axes.terms import Frozen, Role
-from fxcompress.ir.ops import bind, module_of, op_name, op_spec
+from fxcompress.ir.ops import bind, module_of, op_name
 
 __all__ = ["Literal", "Rule", "Site", "Value"]
 
@@ -257,11 +257,6 @@ class Site:
             return False
         # Sizes are compared as expressions: `==` of two sizes would fix a dynamic one.
         return self.shape(a) == self.shape(b)
-
-    def parameters(self) -> list[str]:
-        """Return the op's parameter names in positional order."""
-        spec = op_spec(op_name(self.node))
-        return [each.name for each in spec.parameters(self.node.target)] if spec else []
 
     def static(self, dim: Dim) -> bool:
         """Whether a dimension's size is a plain number above 1."""

@@ -111,11 +111,7 @@ class Analysis:
     @cached_property
     def macs(self) -> Polynomial:
         """Multiply-accumulates at batch 1 and example sizes, as a polynomial in axis sizes."""
-        return Polynomial.total(self.macs_of(dims) for _, dims in self._products)
-
-    def macs_of(self, dims: tuple[Dim, ...]) -> Polynomial:
-        """Return the product of the sizes of some dimensions."""
-        return self._resolver.size(dims)
+        return Polynomial.total(self._resolver.size(dims) for _, dims in self._products)
 
     @cached_property
     def parameters(self) -> Polynomial:

@@ -113,12 +113,6 @@ def cast(site: Site) -> Value:
     return site.dims("input")
 
 
-def gumbel(site: Site) -> Value:
-    """Random over a dimension."""
-    site.freeze_all("it is sampled over")
-    return site.dims("logits")
-
-
 def real_view(site: Site) -> Value:
     """See a complex tensor as pairs of numbers, last."""
     return [*site.dims("input"), site.solver.fixed((2, ()), "real and imaginary part")]

@@ -164,12 +164,8 @@ def select(site: Site) -> Value:
     """Take one index of a dimension."""
     dims = list(site.dims("input"))
     place = site.axis(site.args["dim"], len(dims))
-    _selected_argument(site, dims.pop(place), site.args["index"])
+    _selected(site, dims.pop(place), site.args["index"], None)
     return dims
-
-
-def _selected_argument(site: Site, dim: Dim, item: Any) -> None:
-    _selected(site, dim, item, None)
 
 
 def slice_(site: Site) -> Value:
