@@ -9,26 +9,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxcompress._files import write_text
 from fxcompress.analysis import cost
-from fxcompress.errors import LockError, ModelError, RunFolderError
+from fxcompress.errors import RunFolderError
 from fxcompress.pipeline import _failure
 from fxcompress.pipeline._identity import Identity
 from fxcompress.pipeline._probing import Probing
+from fxcompress.pipeline._start import check_lock, check_resumed, check_runnable
+from fxcompress.pipeline._state import State
 from fxcompress.pipeline._step import Applied, StepRunner
-from fxcompress.pipeline.checkpoints import Checkpoints
-from fxcompress.pipeline.lock import Lock, data_now
-from fxcompress.pipeline.proofs import Digests, check_finite, has_values
+from fxcompress.pipeline._store import FolderStore, Store
+from fxcompress.pipeline.lock import Lock
+from fxcompress.pipeline.proofs import Digests
 from fxcompress.pipeline.records import RunRecord
-from fxcompress.pipeline.rounds import (
-    Stop,
-    can_be_undone,
-    check_metric,
-    earlier,
-    expanded,
-    stop_of,
-    without,
-)
+from fxcompress.pipeline.rounds import can_be_undone, earlier, expanded, stop_of, without
 from fxcompress.pipeline.run_folder import RunFolder
 from fxcompress.pipeline.steps import Event, OnEvent, Pipeline, Step
 
@@ -95,260 +88,175 @@ def execute(
     """
     pipeline = Pipeline(expanded(steps))
     with ExitStack() as stack:
-        folder: RunFolder | None = None
+        store = Store()
         if isinstance(run_dir, RunFolder):
-            folder = run_dir
+            store = FolderStore(run_dir, program, spill)
         elif run_dir is not None:
-            folder = stack.enter_context(RunFolder(run_dir, resume=resume, overwrite=overwrite))
+            folder = RunFolder(run_dir, resume=resume, overwrite=overwrite)
+            store = FolderStore(stack.enter_context(folder), program, spill)
         elif resume:
             raise RunFolderError("there is nothing to resume", reason="no run folder was given")
-        run = _Run(program, pipeline, context, folder, on_event, spill=spill)
-        return run.go(lock, plan, documents or {})
+        context = replace(context, original=program, planning=False, read={})
+        return _Run(program, context, store, lock, plan, on_event).go(pipeline, documents or {})
 
 
 @dataclass
 class _Run:
+    """One run.
+
+    Attributes:
+        original: The Program given.
+        context: What passes are given.
+        store: Where what is done is kept.
+        lock: Decisions to replay, or None to decide.
+        plan: What must come out as it was planned, or None.
+        on_event: Told of every step.
+        mark: How many passes were done where the round under way began, and the Program there.
+    """
+
     original: Program
-    pipeline: Pipeline
     context: Context
-    folder: RunFolder | None
+    store: Store
+    lock: Lock | None
+    plan: Plan | None
     on_event: OnEvent | None
-    spill: bool = False
-    checkpoints: Checkpoints | None = field(init=False)
+    mark: tuple[int, Program] | None = None
+    runner: StepRunner = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.checkpoints = Checkpoints(self.folder.checkpoints) if self.folder else None
-        self.context = replace(self.context, original=self.original, planning=False, read={})
-
-    def go(self, lock: Lock | None, plan: Plan | None, documents: Mapping[str, str]) -> Execution:
+    def go(self, pipeline: Pipeline, documents: Mapping[str, str]) -> Execution:
         """Check, then apply every step that is not done yet."""
-        if not has_values(self.original):
-            raise ModelError(
-                "the weights have no values",
-                reason="they are on the meta device",
-                hint="load weights, or use `plan`, which needs none",
-            )
-        check_metric(self.pipeline, self.context.metric)
-        self.original.verify()
-        check_finite(self.original)
+        check_runnable(self.original, pipeline, self.context)
         digests = Digests()
-        identity = Identity.of(self.original, self.pipeline, self.context, digests)
-        whole = self.pipeline
-        if lock is not None:
-            kept = without(whole, {entry.id for entry in lock.passes})
-            self.pipeline = Pipeline(kept)
-        self._check_lock(identity, lock)
-        if plan is not None:
-            plan.check(identity.lock(), whole)
-        original_cost = cost(self.original).summary()
-        record = identity.record(whole, original_cost)
-        taken = {step.id for step in self.pipeline}
-        left = {step.id: "it is not in the lock" for step in whole if step.id not in taken}
-        record = record.model_copy(update={"stopped": left})
+        identity = Identity.of(self.original, pipeline, self.context, digests)
+        start = self._start(identity, pipeline)
         probing = Probing.of(self.original, self.context)
-        program, record, made = self._begin(record, identity.lock(), documents)
-        self._check_resumed(made, lock)
-        self._map_original()
-        if record.passes:
-            probing.measure(program)
-            digests.take(program)
+        state = self.store.begin(start, self.context, documents)
+        check_resumed(state, self.lock)
+        self.runner = StepRunner(self.context, digests, probing, state.record.result, self.lock)
+        self._take_up(state)
+        state = self._judged(self._with_metric(state))
+        while (step := state.next) is not None:
+            state = self._advance(state, step)
+            self._release()
+            state = self._judged(state)
+        return self._end(state)
+
+    def _start(self, identity: Identity, pipeline: Pipeline) -> State:
+        """Return the state before the first pass, if lock and plan are of this run."""
+        kept = pipeline
+        if self.lock is not None:
+            kept = Pipeline(without(pipeline, {entry.id for entry in self.lock.passes}))
+            check_lock(self.lock, identity, kept, self.context)
+        if self.plan is not None:
+            self.plan.check(identity.lock(), pipeline)
+        record = identity.record(pipeline, cost(self.original).summary())
+        taken = {step.id for step in kept}
+        left = {step.id: "it is not in the lock" for step in pipeline if step.id not in taken}
+        return State(self.original, record, identity.lock(), pipeline).left_out(left)
+
+    def _take_up(self, state: State) -> None:
+        """Get ready for the next step: what is compared with is the last good Program."""
+        self.store.map_original()
+        if state.done:
+            self.runner.go_back(state.program, state.record.result)
         else:
-            digests.rebind(program)
+            self.runner.digests.rebind(state.program)
         _collect()
-        if self.context.metric is not None and record.original_metric is None:
-            measured = self.context.evaluate(self.original)
-            name = self.context.metric.name
-            record = record.model_copy(update={"original_metric": measured, "metric_name": name})
-        runner = StepRunner(self.context, digests, probing, record.result, lock)
-        for index, step in enumerate(self.pipeline.steps[: len(record.passes)], start=1):
-            self._clear_scratch(index, step)
-            self._tell("resume", index, step)
-        mark: tuple[int, Program] | None = None
-        while True:
-            stop = stop_of(self.pipeline.steps, record, self.context.metric) if not lock else None
-            if stop is not None:
-                program, record, made = self._undo(stop, runner, mark, record, made)
-            index = len(record.passes) + 1
-            if index > len(self.pipeline):
-                break
-            step = self.pipeline.steps[index - 1]
-            if can_be_undone(step):
-                mark = (index - 1, program)
-            decided = {each.id: each.decision for each in record.passes}
-            runner.context.rounds = earlier(step, decided)
-            applied = self._apply(runner, index, step, program, record)
-            if plan is not None:
-                plan.check_decision(step, applied.entry, applied.decision)
-            program = applied.program
-            record = record.model_copy(update={"passes": (*record.passes, applied.record)})
-            arrays = self._keep(index, applied, record)
-            made = made.with_pass(applied.entry, arrays, self.context.read)
-            self._clear_scratch(index, step)
-            del applied
-            self._map_original()
-            _collect()
-        if lock is not None:
-            # A replayed decision reads no data; what it was made from stays on record.
-            made = made.model_copy(update={"data": lock.data})
-        record = record.model_copy(update={"state": "done"})
-        self._end(record, made, program)
-        path = self.folder.path if self.folder else None
-        return Execution(self.original, program, record, made, path)
+        for index, step in enumerate(state.pipeline.steps[: state.done], start=1):
+            self.store.clear_scratch(index, step)
+            self._tell("resume", index, state)
 
-    def _check_lock(self, identity: Identity, lock: Lock | None) -> None:
-        if lock is None:
-            return
-        now = identity.lock().model_copy(update={"data": data_now(lock, self.context)})
-        drift = lock.drift(now, self.pipeline)
-        if drift:
-            raise LockError(
-                "the lock does not match what is here",
-                reason="; ".join(drift),
-                hint="run without --locked to decide again and write a new lock",
-            )
+    def _with_metric(self, state: State) -> State:
+        """Measure the original, if nobody has."""
+        metric = self.context.metric
+        if metric is None or state.record.original_metric is not None:
+            return state
+        measured = self.context.evaluate(self.original)
+        return state.noted(original_metric=measured, metric_name=metric.name)
 
-    def _check_resumed(self, made: Lock, lock: Lock | None) -> None:
-        """Check that the decisions found in checkpoints are still those that would be replayed."""
-        for entry, step in zip(made.passes, self.pipeline, strict=False):
-            version = type(step.pass_).version
-            if entry.version != version:
-                raise LockError(
-                    f"{step.use} has version {version}, and the checkpoint was made by version "
-                    f"{entry.version}",
-                    hint="start the run again with --force",
-                )
-            if lock is not None and entry not in lock.passes:
-                raise LockError(
-                    f"the checkpoint of {step.id} holds another decision than the lock",
-                    hint="start the run again with --force",
-                )
+    def _advance(self, state: State, step: Step) -> State:
+        """Take a step, and keep it."""
+        index = state.done + 1
+        if can_be_undone(step):
+            self.mark = (state.done, state.program)
+        decided = {each.id: each.decision for each in state.record.passes}
+        self.context.rounds = earlier(step, decided)
+        applied = self._apply(state, index, step)
+        if self.plan is not None:
+            self.plan.check_decision(step, applied.entry, applied.decision)
+        done = state.after(applied)
+        arrays = self.store.keep(done, applied, self.context)
+        self.store.clear_scratch(index, step)
+        lock = done.lock.with_pass(applied.entry, arrays, self.context.read)
+        return replace(done, lock=lock)
 
-    def _begin(
-        self, record: RunRecord, lock: Lock, documents: Mapping[str, str]
-    ) -> tuple[Program, RunRecord, Lock]:
-        """Claim the folder; return where to start from."""
-        if self.folder is None or self.checkpoints is None:
-            return self.original, record, lock
-        found = self.folder.begin(record)
-        for name, text in documents.items():
-            write_text(self.folder.path / name, text)
-        if found is not None:
-            stopped = {**record.stopped, **found.stopped}
-            record = record.model_copy(update={"stopped": stopped})
-            self.pipeline = Pipeline(tuple(s for s in self.pipeline if s.id not in stopped))
-        done = self.checkpoints.completed(record.course) if found is not None else []
-        if not done:
-            self.checkpoints.write(self.original)
-            return self.original, record, lock
-        for checkpoint in done[1:]:
-            entry = checkpoint.manifest.entry
-            assert entry is not None, "every checkpoint but the first is a pass's"
-            self.context.read = {s: list(each) for s, each in checkpoint.manifest.read.items()}
-            lock = lock.with_pass(entry, checkpoint.arrays, self.context.read)
-        assert found is not None, "checkpoints are only looked for where a run was found"
-        passes = tuple(each.record for each in done if each.record is not None)
-        measured = {"original_metric": found.original_metric, "metric_name": found.metric_name}
-        record = record.model_copy(update={"passes": passes, **measured})
-        self.folder.write(record)
-        program = self.checkpoints.load(done[-1], self.original, remember=True)
-        return program, record, lock
-
-    def _undo(
-        self,
-        stop: Stop,
-        runner: StepRunner,
-        mark: tuple[int, Program] | None,
-        record: RunRecord,
-        made: Lock,
-    ) -> tuple[Program, RunRecord, Lock]:
-        """Go back to where a round began, and leave out those after it."""
-        if mark is not None and mark[0] == stop.keep:
-            program = mark[1]
-        else:
-            assert self.checkpoints is not None, "a run without a folder holds its mark"
-            start = self.checkpoints.completed(record.course)[stop.keep]
-            program = self.checkpoints.load(start, self.original, remember=True)
-        stopped = {**record.stopped, **dict.fromkeys(stop.dropped, stop.reason)}
-        undone = record.passes[stop.keep :]
-        kept = record.passes[: stop.keep]
-        record = record.model_copy(update={"passes": kept, "stopped": stopped})
-        self.pipeline = Pipeline(tuple(s for s in self.pipeline if s.id not in stopped))
-        if self.folder is not None and self.checkpoints is not None:
-            self.folder.write(record)
-            for each in undone:
-                self.checkpoints.remove(each.index, each.id)
-        runner.go_back(program, record.result)
-        return program, record, made.without({each.id for each in undone})
-
-    def _apply(
-        self, runner: StepRunner, index: int, step: Step, program: Program, record: RunRecord
-    ) -> Applied:
-        self._tell("start", index, step)
+    def _apply(self, state: State, index: int, step: Step) -> Applied:
+        """Apply a step; on failure, leave what reproduces it."""
+        self._tell("start", index, state)
         told = self.context.on_progress
 
         def progress(text: str, done: int, total: int | None) -> None:
             if told is not None:
                 told(text, done, total)
-            self._tell("progress", index, step, text, done, total)
+            self._tell("progress", index, state, text, done, total)
 
-        runner.context.on_progress = progress
-        runner.context.scratch = self.folder.scratch(index, step.id) if self.folder else None
+        self.context.on_progress = progress
+        self.context.scratch = self.store.scratch(index, step)
         try:
-            applied = runner.apply(index, step, program)
+            applied = self.runner.apply(index, step, state.program)
         except Exception as error:
             raised = _failure.explained(error, step)
-            if self.folder is not None:
-                failed = record.model_copy(update={"state": "failed", "error": str(raised)})
-                _failure.keep(self.folder, failed, program, step, raised, self.context)
+            self.store.fail(state, step, raised, self.context)
             if raised is error:
                 raise
             raise raised from error
         finally:
-            runner.context.on_progress = told
-        self._tell("end", index, step)
+            self.context.on_progress = told
+        self._tell("end", index, state)
         return applied
 
-    def _keep(self, index: int, applied: Applied, record: RunRecord) -> Mapping[str, Any]:
-        """Write the checkpoint; return the decision's arrays, in memory only without a folder."""
-        if self.folder is None or self.checkpoints is None:
-            return applied.decision.arrays
-        self.checkpoints.write(
-            applied.program,
-            index=index,
-            record=applied.record,
-            entry=applied.entry,
-            arrays=applied.decision.arrays,
-            read=self.context.read,
-        )
-        self.folder.write(record)
-        return self.checkpoints.arrays(index, applied.record.id)
+    def _judged(self, state: State) -> State:
+        """Go back to before the round that was just finished, if it went too far."""
+        if self.lock is not None:
+            return state
+        stop = stop_of(state.pipeline.steps, state.record, self.context.metric)
+        if stop is None:
+            return state
+        if self.mark is not None and self.mark[0] == stop.keep:
+            program = self.mark[1]
+        else:
+            program = self.store.load(state, stop.keep)
+        back = state.undone(stop, program)
+        self.store.undo(back, state.record.passes[stop.keep :])
+        self.runner.go_back(program, back.record.result)
+        return back
 
-    def _clear_scratch(self, index: int, step: Step) -> None:
-        if self.folder is not None:
-            self.folder.clear_scratch(index, step.id)
+    def _release(self) -> None:
+        """Give back the memory of what only the last step needed."""
+        self.store.map_original()
+        _collect()
 
-    def _map_original(self) -> None:
-        if self.spill and self.checkpoints is not None:
-            self.checkpoints.map_original(self.original)
-
-    def _end(self, record: RunRecord, lock: Lock, program: Program) -> None:
-        if self.folder is None:
-            return
-        lock.save(self.folder.path)
-        write_text(self.folder.path / "graph.fxg", program.text())
-        self.folder.write(record)
+    def _end(self, state: State) -> Execution:
+        lock = state.lock
+        if self.lock is not None:
+            # A replayed decision reads no data; what it was made from stays on record.
+            lock = lock.model_copy(update={"data": self.lock.data})
+        state = replace(state.noted(state="done"), lock=lock)
+        self.store.end(state)
+        return Execution(self.original, state.program, state.record, lock, self.store.path)
 
     def _tell(
         self,
         kind: Any,
         index: int,
-        step: Step,
+        state: State,
         text: str = "",
         done: int = 0,
         total: int | None = None,
     ) -> None:
         if self.on_event is not None:
-            self.on_event(Event(kind, step.id, index, len(self.pipeline), text, done, total))
+            step = state.pipeline.steps[index - 1]
+            self.on_event(Event(kind, step.id, index, len(state.pipeline), text, done, total))
 
 
 def _collect() -> None:
