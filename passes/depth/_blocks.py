@@ -27,7 +27,7 @@ __all__ = ["Region", "check_skipped", "find_regions"]
 _ALONG: Final = frozenset(
     {
         "add", "layer_norm", "rms_norm", "batch_norm", "group_norm", "identity", "contiguous", "to",
-        "clone", "fake_quant", "drop_path", "stochastic_depth", "view", "reshape", "flatten",
+        "clone", "fake_quant", "stochastic_depth", "view", "reshape", "flatten",
         "unflatten", "transpose", "permute", "squeeze", "unsqueeze",
     }
 )  # fmt: skip

@@ -46,7 +46,7 @@ MOVES: Final = frozenset(
         "adaptive_max_pool3d", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze",
         "transpose", "t", "permute", "movedim", "contiguous", "clone", "identity", "expand",
         "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "slice", "select", "narrow",
-        "dropout", "dropout1d", "dropout2d", "dropout3d", "drop_path", "stochastic_depth", "roll",
+        "dropout", "dropout1d", "dropout2d", "dropout3d", "stochastic_depth", "roll",
         "flip", "getitem",
     }
 )  # fmt: skip

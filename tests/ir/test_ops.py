@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+import fxcompress.nn
 from fxcompress.ir import attributes, is_known, op_name, op_of, op_spec, operands
 from fxcompress.ir.ops import all_ops, is_inplace, qualified_name
 
@@ -176,3 +177,9 @@ def test_module_attributes_hide_what_the_type_shows():
 def test_inplace(make, inplace):
     graph = fx.Graph(nn.Module())
     assert is_inplace(make(graph, graph.placeholder("x"))) is inplace
+
+
+def test_the_runtime_modules_of_the_table_exist():
+    own = [name for op in all_ops() for name in op.modules if name.startswith("fxcompress.")]
+    assert own
+    assert {name.removeprefix("fxcompress.nn.") for name in own} <= set(fxcompress.nn.__all__)

@@ -7,7 +7,6 @@ from fxcompress.ir._optable.row import row
 ROWS = (
     row("fake_quant", "quantize", "input", nn="fxcompress.nn.FakeQuantize", fn=""),
     row("mask", "elementwise", "input", nn="fxcompress.nn.Mask", fn=""),
-    row("drop_path", "dropout", "input", nn="fxcompress.nn.DropPath", fn=""),
     row("training_switch", "other", "", nn="fxcompress.nn.TrainingSwitch", fn=""),
     row("stochastic_depth", "dropout", "input", nn="fxcompress.nn.StochasticDepth", fn=""),
     row("fake_quantize_per_tensor_affine", "quantize",
