@@ -20,6 +20,7 @@ from fxcompress.axes.rules import rule_of
 from fxcompress.axes.terms import Axis, Frozen, Term, polynomial
 from fxcompress.errors import UsageError
 from fxcompress.ir import Program, node_ids, op_name
+from fxcompress.ir.ops import is_inplace
 
 __all__ = ["Analysis", "analyze"]
 
@@ -209,7 +210,7 @@ class _Reader:
             self.solver.node = "output"
             for source in node.all_input_nodes:
                 self._output(self.values.get(source))
-        elif _holds_tensor(value):
+        elif _holds_tensor(value) or is_inplace(node):
             self._call(node)
         else:
             self.values[node] = None

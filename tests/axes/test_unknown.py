@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,6 +105,33 @@ def test_an_opaque_module_freezes_its_own_tensors_too() -> None:
         frozen = analysis.axis(name).frozen
         assert frozen is not None
         assert frozen.cause == "unknown"
+
+
+def test_an_assignment_in_place_freezes_what_it_writes_and_reads() -> None:
+    torch.manual_seed(0)
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        two, up = m.two(x), m.up(x)
+        return m.out(torch.relu(m.mid(up))) + m.last(two)
+
+    net = Net(
+        forward,
+        two=nn.Linear(3, 2), up=nn.Linear(3, 6), mid=nn.Linear(6, 7), out=nn.Linear(7, 2),
+        last=nn.Linear(2, 2),
+    )  # fmt: skip
+    inputs = (torch.randn(4, 3),)
+    rewriter = GraphRewriter(captured((net, inputs)))
+    two, up = (next(n for n in rewriter.graph.nodes if n.target == name) for name in ("two", "up"))
+    # Capture writes it out of place; a rewrite may not.
+    rewriter.call_function(operator.setitem, (up, (slice(None), slice(0, 2)), two), after=up)
+    program = rewriter.finish()
+    analysis, _, _ = check(program, inputs, random.Random(0))
+    assert analysis.unknown == {"setitem": 1}
+    for name in ("up.weight[0]", "two.weight[0]"):
+        frozen = analysis.axis(name).frozen
+        assert frozen is not None
+        assert str(frozen) == "setitem has no rule (/setitem)"
+    assert [axis.name for axis in analysis.axes] == ["mid.weight[0]"]
 
 
 def test_a_frozen_axis_is_refused_with_its_reason() -> None:

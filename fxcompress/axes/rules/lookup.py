@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fxcompress.axes._site import Rule, Site, Value
-from fxcompress.axes._sizes import ONE
 from fxcompress.axes._solver import Dim
 
 __all__ = ["RULES"]
@@ -109,15 +108,6 @@ def slice_scatter(site: Site) -> Value:
     return dims
 
 
-def setitem(site: Site) -> Value:
-    """Write in place; only whole dimensions go on."""
-    dims, source = site.dims("input"), site.dims("value")
-    for dim in (*dims, *source):
-        if site.solver.size(dim) != ONE:
-            site.solver.freeze(dim, "a part of it is written")
-    return dims
-
-
 RULES: dict[str, Rule] = {
     "index_select": index_select,
     "gather": gather,
@@ -133,7 +123,6 @@ RULES: dict[str, Rule] = {
     "embedding": embedding,
     "embedding_bag": embedding_bag,
     "one_hot": one_hot,
-    "setitem": setitem,
     **dict.fromkeys(
         ("take", "masked_select", "masked_scatter", "nonzero", "argwhere", "index_put", "index",
          "searchsorted", "bucketize"),

@@ -19,5 +19,5 @@ SCALARS = frozenset(
     {"not", "truth", "sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not"}
 )
 """Ops on numbers: what is no tensor has no dimensions, and no rule is asked."""
-ABSENT = frozenset({"fractional_max_pool1d", "setitem"})
-"""Ops that no Program holds: one that torch lacks, and one that capture writes without mutation."""
+ABSENT = frozenset({"fractional_max_pool1d"})
+"""Ops that no Program holds: torch lacks it."""
