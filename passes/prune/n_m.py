@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves
-from passes.prune._sparsity import SparsityDecision, SparsityOptions, splits_read
+from passes.prune._sparsity.decision import SparsityDecision
+from passes.prune._sparsity.options import SparsityOptions, splits_read
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -73,8 +74,8 @@ class NM(Pass[NMOptions, SparsityDecision]):
             DataError: The calibration split is missing or too small.
             NumericsError: A NaN or an infinity in weights or in what they are multiplied with.
         """
-        from passes.prune._patterns import NOfM
-        from passes.prune._zeros import decide
+        from passes.prune._sparsity.decide import decide
+        from passes.prune._sparsity.patterns import NOfM
 
         pattern = NOfM(options.n, options.m)
         escapes = options.escapes if options.permute else None
@@ -82,12 +83,12 @@ class NM(Pass[NMOptions, SparsityDecision]):
 
     def rewrite(self, rewriter: GraphRewriter, decision: SparsityDecision) -> None:
         """Write the zeros, and add, change or burn in masks."""
-        from passes.prune._masks import set_sparse
+        from passes.prune._sparsity.masks import set_sparse
 
         set_sparse(rewriter, decision)
 
     def ensures(self, before: Program, after: Program, decision: SparsityDecision) -> None:
         """Check every group, and that other tensors are bit-identical."""
-        from passes.prune._masks import check_sparse
+        from passes.prune._sparsity.masks import check_sparse
 
         check_sparse(before, after, decision)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves
-from passes.prune._sparsity import SparsityDecision, SparsityOptions, splits_read
+from passes.prune._sparsity.decision import SparsityDecision
+from passes.prune._sparsity.options import SparsityOptions, splits_read
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -84,8 +85,8 @@ class Unstructured(Pass[UnstructuredOptions, SparsityDecision]):
             DataError: The calibration split is missing or too small.
             NumericsError: A NaN or an infinity in weights or in what they are multiplied with.
         """
-        from passes.prune._patterns import Anywhere
-        from passes.prune._zeros import decide
+        from passes.prune._sparsity.decide import decide
+        from passes.prune._sparsity.patterns import Anywhere
 
         scope = options.scope or ("row" if options.criterion == "wanda" else "layer")
         pattern = Anywhere(options.ratio, options.threshold, scope)
@@ -93,12 +94,12 @@ class Unstructured(Pass[UnstructuredOptions, SparsityDecision]):
 
     def rewrite(self, rewriter: GraphRewriter, decision: SparsityDecision) -> None:
         """Write the zeros, and add, change or burn in masks."""
-        from passes.prune._masks import set_sparse
+        from passes.prune._sparsity.masks import set_sparse
 
         set_sparse(rewriter, decision)
 
     def ensures(self, before: Program, after: Program, decision: SparsityDecision) -> None:
         """Check the zeros one by one, and that other tensors are bit-identical."""
-        from passes.prune._masks import check_sparse
+        from passes.prune._sparsity.masks import check_sparse
 
         check_sparse(before, after, decision)

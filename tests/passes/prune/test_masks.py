@@ -16,7 +16,7 @@ from fxcompress.rewrite import GraphRewriter
 from fxcompress.rewrite.shrink import shrink
 from fxcompress.testing import check_pass
 from fxcompress.train.metrics import BUILT_IN
-from passes.prune._masks import pack, unpack
+from passes.prune._sparsity.masks import pack, unpack
 from passes.prune.burn_in import BurnIn
 from passes.prune.n_m import NM
 from passes.prune.unstructured import Unstructured

@@ -11,7 +11,7 @@ from fxcompress.errors import PassError, UsageError
 from fxcompress.ir import capture
 from fxcompress.pipeline.context import Context
 from fxcompress.rewrite import GraphRewriter
-from passes.prune._orders import apply_orders
+from passes.prune._sparsity.orders import apply_orders
 from passes.prune.n_m import NM
 from tests.passes.prune.sparse import CRITERIA, MODELS, images, pruned, resnet, squared_error
 from tests.passes.support import apply, captured, random_input, relative_error

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passes.prune._permutation import kept_part, search_order
-from passes.prune._select import lowest_of_groups
+from passes.prune._sparsity.permutation import kept_part, search_order
+from passes.prune._sparsity.ranking import lowest_of_groups
 
 
 def kept(scores, keep, size):

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxcompress.errors import NumericsError
-from passes.prune._select import lowest, lowest_of_groups
-from passes.prune._sparsegpt import sparsegpt
+from passes.prune._sparsity.ranking import lowest, lowest_of_groups
+from passes.prune._sparsity.sparsegpt import sparsegpt
 
 
 def problem(out, columns, seed=0, groups=1):

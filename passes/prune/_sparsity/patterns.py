@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from passes.prune._layers.weights import Weight
-from passes.prune._select import count_of, lowest, lowest_of_all, lowest_of_groups
-from passes.prune._sparsegpt import Choose
+from passes.prune._sparsity.ranking import count_of, lowest, lowest_of_all, lowest_of_groups
+from passes.prune._sparsity.sparsegpt import Choose
 
 __all__ = ["Anywhere", "NOfM", "Pattern"]
 

@@ -14,16 +14,16 @@ from torch import Tensor
 from fxcompress.axes import Axis, analyze
 from fxcompress.pipeline._probes import probes, run
 from fxcompress.rewrite import GraphRewriter
-from passes.prune._find import scores_of
-from passes.prune._orders import apply_orders, reordered
-from passes.prune._permutation import kept_part, search_order
-from passes.prune._sparsity import AxisOrder
+from passes.prune._sparsity.decision import AxisOrder
+from passes.prune._sparsity.orders import apply_orders, reordered
+from passes.prune._sparsity.permutation import kept_part, search_order
+from passes.prune._sparsity.zeros import scores_of
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
-    from passes.prune._job import Job
-    from passes.prune._patterns import NOfM
+    from passes.prune._sparsity.candidates import Candidates
+    from passes.prune._sparsity.patterns import NOfM
 
 __all__ = ["find_orders"]
 
@@ -32,9 +32,9 @@ _TOLERANCE = 1e-3
 
 
 def find_orders(
-    job: Job, pattern: NOfM, escapes: int, context: Context
+    candidates: Candidates, pattern: NOfM, escapes: int, context: Context
 ) -> tuple[tuple[AxisOrder, ...], dict[str, Tensor]]:
-    """Return the axes worth another order, and their orders by array name; apply them to the job.
+    """Return the axes worth another order, and their orders by array name; apply both.
 
     Scores are those of the criterion (for SparseGPT, magnitudes), before anything is pruned.
 
@@ -42,10 +42,10 @@ def find_orders(
         DataError: The calibration split is missing or too small.
         NumericsError: A NaN or an infinity in weights or in what they are multiplied with.
     """
-    analysis = analyze(job.scratch.program)
+    analysis = analyze(candidates.scratch.program)
     by_axis: dict[Axis, list[Tensor]] = {}
-    scores = scores_of(job, context)
-    for weight in job.weights:
+    scores = scores_of(candidates, context)
+    for weight in candidates.weights:
         term = analysis.places(weight.tensor)[weight.form.input]
         if isinstance(term, Axis) and term in analysis.axes:
             by_axis.setdefault(term, []).append(scores[weight.tensor].reshape(-1, term.size))
@@ -57,10 +57,10 @@ def find_orders(
         order = search_order(rows, pattern.n, pattern.m, escapes=escapes, seed=context.seed)
         before = kept_part(rows, pattern.n, pattern.m)
         after = kept_part(rows[:, order], pattern.n, pattern.m)
-        if after > before and _is_equal(job.scratch.program, axis, order, context.seed):
+        if after > before and _is_equal(candidates.scratch.program, axis, order, context.seed):
             found.append(AxisOrder(axis=axis.name, before=round(before, 6), after=round(after, 6)))
             arrays[f"{axis.name}.order"] = order
-    apply_orders(job.scratch, found, arrays)
+    apply_orders(candidates.scratch, found, arrays)
     return tuple(found), arrays
 
 

@@ -14,12 +14,12 @@ from fxcompress.nn import Mask, take_weight_as_operand
 from fxcompress.rewrite import burn_masks
 from passes._paths import scope_beside
 from passes.prune._layers.form import Form
-from passes.prune._orders import apply_orders, ordered_tensors
+from passes.prune._sparsity.orders import apply_orders, ordered_tensors
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.rewrite import GraphRewriter
-    from passes.prune._sparsity import SparseWeight, SparsityDecision
+    from passes.prune._sparsity.decision import SparseWeight, SparsityDecision
 
 __all__ = ["check_sparse", "pack", "pruned_weight", "set_sparse", "unpack"]
 

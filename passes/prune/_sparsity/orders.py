@@ -14,7 +14,7 @@ from fxcompress.axes import Axis, analyze, positions
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.rewrite import GraphRewriter
-    from passes.prune._sparsity import AxisOrder
+    from passes.prune._sparsity.decision import AxisOrder
 
 __all__ = ["apply_orders", "ordered_tensors", "reordered"]
 

@@ -10,19 +10,19 @@ from torch import Tensor
 
 from fxcompress.errors import UsageError
 from passes._paths import free_path, path_beside
-from passes.prune._find import Found, find
-from passes.prune._job import Job
-from passes.prune._masks import pack, pruned_weight
-from passes.prune._ordering import find_orders
-from passes.prune._patterns import NOfM, Pattern
-from passes.prune._sparsity import AxisOrder, SparseWeight, SparsityDecision
+from passes.prune._sparsity.candidates import Candidates
+from passes.prune._sparsity.decision import AxisOrder, SparseWeight, SparsityDecision
+from passes.prune._sparsity.find_orders import find_orders
+from passes.prune._sparsity.masks import pack, pruned_weight
+from passes.prune._sparsity.patterns import NOfM, Pattern
+from passes.prune._sparsity.zeros import Found, find
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
     from fxcompress.rewrite.edits import Declined
     from passes.prune._layers.weights import Weight
-    from passes.prune._sparsity import SparsityOptions
+    from passes.prune._sparsity.options import SparsityOptions
 
 __all__ = ["decide"]
 
@@ -50,42 +50,42 @@ def decide(
         DataError: The calibration split is missing or too small.
         NumericsError: A NaN or an infinity in weights or in what they are multiplied with.
     """
-    job = Job.of(program, options, pattern)
-    if not job.weights:
-        raise _nothing(job.declined)
-    pending = _pending(job, context, ordering=escapes is not None)
+    candidates = Candidates.of(program, options, pattern)
+    if not candidates.weights:
+        raise _nothing(candidates.declined)
+    pending = _pending(candidates, context, ordering=escapes is not None)
     if pending:
-        paths = _mask_paths(job)
-        entries = [_entry(job, each, paths, None) for each in job.weights]
-        return _decision(job, entries, {}, pending=pending)
+        paths = _mask_paths(candidates)
+        entries = [_entry(candidates, each, paths, None) for each in candidates.weights]
+        return _decision(candidates, entries, {}, pending=pending)
     orders: tuple[AxisOrder, ...] = ()
     arrays: dict[str, Any] = {}
     if escapes is not None and isinstance(pattern, NOfM):
-        orders, ordered = find_orders(job, pattern, escapes, context)
+        orders, ordered = find_orders(candidates, pattern, escapes, context)
         arrays.update(ordered)
-    entries = _pruned(job, find(job, context), arrays)
+    entries = _pruned(candidates, find(candidates, context), arrays)
     if not entries:
-        raise _nothing(job.declined)
-    return _decision(job, entries, arrays, orders=orders)
+        raise _nothing(candidates.declined)
+    return _decision(candidates, entries, arrays, orders=orders)
 
 
-def _pruned(job: Job, found: Found, arrays: dict[str, Any]) -> list[SparseWeight]:
+def _pruned(candidates: Candidates, found: Found, arrays: dict[str, Any]) -> list[SparseWeight]:
     """Return an entry for each weight that changes, and add its arrays; decline the others.
 
     Raises:
         UsageError: All of a weight would be zero.
     """
-    paths = _mask_paths(job)
+    paths = _mask_paths(candidates)
     entries: list[SparseWeight] = []
-    for weight in job.weights:
+    for weight in candidates.weights:
         zeros, rows = found.zeros[weight.tensor], found.rows.get(weight.tensor)
-        value = job.value(weight)
+        value = candidates.value(weight)
         made = pruned_weight(weight.form, value, zeros, rows)
-        reason = _unchanged(job, weight, zeros, made)
+        reason = _unchanged(candidates, weight, zeros, made)
         if reason is not None:
-            job.decline(weight, reason)
+            candidates.decline(weight, reason)
             continue
-        entries.append(_entry(job, weight, paths, zeros))
+        entries.append(_entry(candidates, weight, paths, zeros))
         mask = weight.form.weight(zeros, value)
         arrays[f"{weight.tensor}.zeros"] = pack(mask)
         if rows is not None:
@@ -93,19 +93,19 @@ def _pruned(job: Job, found: Found, arrays: dict[str, Any]) -> list[SparseWeight
     return entries
 
 
-def _pending(job: Job, context: Context, *, ordering: bool) -> tuple[str, ...]:
+def _pending(candidates: Candidates, context: Context, *, ordering: bool) -> tuple[str, ...]:
     """Return what cannot be known now, per weight."""
     when = ""
-    if job.options.criterion != "magnitude" and context.planning:
-        when = f"known after calibration ({job.options.calibration} samples)"
+    if candidates.options.criterion != "magnitude" and context.planning:
+        when = f"known after calibration ({candidates.options.calibration} samples)"
     elif ordering and context.planning:
         when = "known after the search for orders of channels"
-    elif any(job.value(each).is_meta for each in job.weights):
+    elif any(candidates.value(each).is_meta for each in candidates.weights):
         when = "known once the weights have values"
-    return tuple(f"{each.tensor}: zeros {when}" for each in job.weights) if when else ()
+    return tuple(f"{each.tensor}: zeros {when}" for each in candidates.weights) if when else ()
 
 
-def _unchanged(job: Job, weight: Weight, zeros: Tensor, made: Tensor) -> str | None:
+def _unchanged(candidates: Candidates, weight: Weight, zeros: Tensor, made: Tensor) -> str | None:
     """Return why a weight stays as it is, or None.
 
     Raises:
@@ -120,23 +120,23 @@ def _unchanged(job: Job, weight: Weight, zeros: Tensor, made: Tensor) -> str | N
         )
     if not bool(zeros.any()):
         return "none of its weights is pruned: the ratio or the threshold is too small"
-    fixed = job.fixed(weight)
-    if job.options.mode == "keep":
+    fixed = candidates.fixed(weight)
+    if candidates.options.mode == "keep":
         masked_so = fixed is not None and torch.equal(fixed, zeros)
     else:
         masked_so = fixed is None
-    if masked_so and torch.equal(made, job.value(weight)):
+    if masked_so and torch.equal(made, candidates.value(weight)):
         return "it is as sparse already"
     return None
 
 
-def _mask_paths(job: Job) -> dict[str, str]:
+def _mask_paths(candidates: Candidates) -> dict[str, str]:
     """Return tensor -> where its mask is or will be."""
-    taken = {name for name, _ in job.scratch.module.named_modules()}
-    taken |= set(job.scratch.program.state())
+    taken = {name for name, _ in candidates.scratch.module.named_modules()}
+    taken |= set(candidates.scratch.program.state())
     paths: dict[str, str] = {}
-    for weight in job.weights:
-        if weight.mask is None and job.options.mode == "keep":
+    for weight in candidates.weights:
+        if weight.mask is None and candidates.options.mode == "keep":
             owner = next((r.node for r in weight.readers if r.node.op == "call_module"), None)
             # Beside the layer, which must stay without children.
             named = weight.tensor if owner is None else f"{owner.target}_weight"
@@ -148,13 +148,13 @@ def _mask_paths(job: Job) -> dict[str, str]:
 
 
 def _entry(
-    job: Job, weight: Weight, paths: Mapping[str, str], zeros: Tensor | None
+    candidates: Candidates, weight: Weight, paths: Mapping[str, str], zeros: Tensor | None
 ) -> SparseWeight:
     return SparseWeight(
         tensor=weight.tensor,
-        layers=tuple(job.ids[each.node] for each in weight.readers),
+        layers=tuple(candidates.ids[each.node] for each in weight.readers),
         form=weight.form,
-        entries=job.value(weight).numel(),
+        entries=candidates.value(weight).numel(),
         zeros=None if zeros is None else int(zeros.sum()),
         mask=paths.get(weight.tensor),
         masked=weight.mask is not None,
@@ -162,7 +162,7 @@ def _entry(
 
 
 def _decision(
-    job: Job,
+    candidates: Candidates,
     entries: Sequence[SparseWeight],
     arrays: Mapping[str, Any],
     *,
@@ -171,12 +171,12 @@ def _decision(
 ) -> SparsityDecision:
     zeros = sum(each.zeros or 0 for each in entries)
     sparsity = None if pending else round(zeros / sum(each.entries for each in entries), 6)
-    pattern = job.pattern
+    pattern = candidates.pattern
     return SparsityDecision(
-        criterion=job.options.criterion,
-        mode=job.options.mode,
+        criterion=candidates.options.criterion,
+        mode=candidates.options.mode,
         weights=tuple(entries),
-        declined=tuple(job.declined),
+        declined=tuple(candidates.declined),
         pattern=(pattern.n, pattern.m) if isinstance(pattern, NOfM) else None,
         sparsity=sparsity,
         orders=orders,

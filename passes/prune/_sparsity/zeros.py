@@ -10,15 +10,15 @@ from torch import Tensor, fx
 
 from passes.prune._layers.inputs import input_rows
 from passes.prune._layers.stream import Env, advance, stream
-from passes.prune._masks import pruned_weight
-from passes.prune._select import check_scores
-from passes.prune._sparsegpt import sparsegpt
-from passes.prune._statistics import Gram, Norms
+from passes.prune._sparsity.masks import pruned_weight
+from passes.prune._sparsity.ranking import check_scores
+from passes.prune._sparsity.sparsegpt import sparsegpt
+from passes.prune._sparsity.statistics import Gram, Norms
 
 if TYPE_CHECKING:
     from fxcompress.pipeline.context import Context
-    from passes.prune._job import Job
     from passes.prune._layers.weights import Weight
+    from passes.prune._sparsity.candidates import Candidates
 
 __all__ = ["Found", "find", "scores_of"]
 
@@ -34,22 +34,22 @@ class Found:
     rows: dict[str, Tensor] = field(default_factory=dict)
 
 
-def find(job: Job, context: Context) -> Found:
-    """Return the zeros of every weight of a job.
+def find(candidates: Candidates, context: Context) -> Found:
+    """Return the zeros of every weight of a candidates.
 
     Raises:
         DataError: The calibration split is missing or too small.
         NumericsError: A NaN or an infinity in weights or in what they are multiplied with.
     """
-    if job.options.criterion == "sparsegpt":
-        return _SparseGPT(job, context).run()
-    scores = scores_of(job, context)
-    zeros = job.pattern.zeros(scores)
+    if candidates.options.criterion == "sparsegpt":
+        return _SparseGPT(candidates, context).run()
+    scores = scores_of(candidates, context)
+    zeros = candidates.pattern.zeros(scores)
     # What was pruned before stays so, even where less is asked for now.
     return Found({name: each | (scores[name] < 0) for name, each in zeros.items()})
 
 
-def scores_of(job: Job, context: Context) -> dict[str, Tensor]:
+def scores_of(candidates: Candidates, context: Context) -> dict[str, Tensor]:
     """Return the scores of every weight, `[groups, out, columns]`: Wanda's, or magnitudes.
 
     What a mask holds at zero is below all others.
@@ -58,12 +58,12 @@ def scores_of(job: Job, context: Context) -> dict[str, Tensor]:
         DataError: The calibration split is missing or too small.
         NumericsError: A NaN or an infinity in weights or in what they are multiplied with.
     """
-    norms = _norms(job, context) if job.options.criterion == "wanda" else {}
-    return {weight.tensor: _scores(job, weight, norms) for weight in job.weights}
+    norms = _norms(candidates, context) if candidates.options.criterion == "wanda" else {}
+    return {weight.tensor: _scores(candidates, weight, norms) for weight in candidates.weights}
 
 
-def _scores(job: Job, weight: Weight, norms: dict[str, Norms]) -> Tensor:
-    value = job.value(weight)
+def _scores(candidates: Candidates, weight: Weight, norms: dict[str, Norms]) -> Tensor:
+    value = candidates.value(weight)
     scores = weight.form.rows(value if value.dtype == torch.float64 else value.float()).abs()
     if weight.tensor in norms:
         measured = norms[weight.tensor]
@@ -73,26 +73,26 @@ def _scores(job: Job, weight: Weight, norms: dict[str, Norms]) -> Tensor:
         factors = torch.where(reached, measured.sum.sqrt(), 1.0)
         scores = scores * factors.to(scores)[:, None, :]
     check_scores(scores, weight.tensor)
-    fixed = job.fixed(weight)
+    fixed = candidates.fixed(weight)
     return scores if fixed is None else scores.masked_fill(fixed, -1.0)
 
 
-def _norms(job: Job, context: Context) -> dict[str, Norms]:
+def _norms(candidates: Candidates, context: Context) -> dict[str, Norms]:
     """Return the norms of the columns of every weight's inputs, in the dense model."""
     norms: dict[str, Norms] = {}
-    readers = job.readers()
-    for weight in job.weights:
-        groups, _, columns = weight.form.rows(job.value(weight)).shape
+    readers = candidates.readers()
+    for weight in candidates.weights:
+        groups, _, columns = weight.form.rows(candidates.value(weight)).shape
         norms[weight.tensor] = Norms(weight.tensor, groups, columns)
 
     def see(node: fx.Node, env: Env) -> None:
         weight, reader = readers[node]
-        shape = job.value(weight).shape
+        shape = candidates.value(weight).shape
         for groups, rows in input_rows(reader, weight.form, shape, env):
             norms[weight.tensor].add(groups, rows)
 
-    batches = context.samples("calibration", job.options.calibration)
-    stream(job.scratch.program, batches, readers, see)
+    batches = context.samples("calibration", candidates.options.calibration)
+    stream(candidates.scratch.program, batches, readers, see)
     return norms
 
 
@@ -103,25 +103,25 @@ class _SparseGPT:
     all of them.
     """
 
-    def __init__(self, job: Job, context: Context) -> None:
-        self.job, self.context = job, context
-        self.readers = job.readers()
+    def __init__(self, candidates: Candidates, context: Context) -> None:
+        self.candidates, self.context = candidates, context
+        self.readers = candidates.readers()
         self.grams: dict[str, Gram] = {}
         self.found = Found()
 
     def run(self) -> Found:
-        job = self.job
-        batches = self.context.samples("calibration", job.options.calibration)
+        candidates = self.candidates
+        batches = self.context.samples("calibration", candidates.options.calibration)
         # The copy is pruned on the way; the decision compares with the weights that were given.
-        values = {each.tensor: job.value(each) for each in job.weights}
-        advance(job.scratch.program, batches, self.readers, self._see, self._prune)
+        values = {each.tensor: candidates.value(each) for each in candidates.weights}
+        advance(candidates.scratch.program, batches, self.readers, self._see, self._prune)
         for name, value in values.items():
-            job.scratch.set_tensor(name, value, tied=True)
+            candidates.scratch.set_tensor(name, value, tied=True)
         return self.found
 
     def _see(self, node: fx.Node, env: Env) -> None:
         weight, reader = self.readers[node]
-        value = self.job.value(weight)
+        value = self.candidates.value(weight)
         gram = self.grams.get(weight.tensor)
         if gram is None:
             groups, _, columns = weight.form.rows(value).shape
@@ -135,17 +135,17 @@ class _SparseGPT:
             return
         gram = self.grams.pop(weight.tensor)
         gram.check()
-        value = self.job.value(weight)
+        value = self.candidates.value(weight)
         check_scores(value, weight.tensor)
         rows, zeros = self._solve(weight, weight.form.rows(value), gram.sum)
         self.found.zeros[weight.tensor] = zeros
         self.found.rows[weight.tensor] = rows
         made = pruned_weight(weight.form, value, zeros, rows)
-        self.job.scratch.set_tensor(weight.tensor, made, tied=True)
-        self.context.progress("pruning", len(self.found.zeros), len(self.job.weights))
+        self.candidates.scratch.set_tensor(weight.tensor, made, tied=True)
+        self.context.progress("pruning", len(self.found.zeros), len(self.candidates.weights))
 
     def _solve(self, weight: Weight, rows: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
-        options, fixed = self.job.options, self.job.fixed(weight)
+        options, fixed = self.candidates.options, self.candidates.fixed(weight)
         groups, _, columns = rows.shape
         step = max(1, _AT_ONCE // columns**2)
         # Later blocks are chosen after the updates of earlier ones; one block would choose blindly.
@@ -154,7 +154,7 @@ class _SparseGPT:
         for start in range(0, groups, step):
             part = slice(start, start + step)
             held = None if fixed is None else fixed[part]
-            choose, width, block = self.job.pattern.chooser(held, size)
+            choose, width, block = self.candidates.pattern.chooser(held, size)
             solved = sparsegpt(
                 rows[part],
                 hessian[part],

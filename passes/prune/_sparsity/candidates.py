@@ -16,14 +16,14 @@ from passes.prune._layers.weights import Reader, Weight, find_weights
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
-    from passes.prune._patterns import Pattern
-    from passes.prune._sparsity import SparsityOptions
+    from passes.prune._sparsity.options import SparsityOptions
+    from passes.prune._sparsity.patterns import Pattern
 
-__all__ = ["Job"]
+__all__ = ["Candidates"]
 
 
 @dataclass
-class Job:
+class Candidates:
     """What is pruned, of a copy.
 
     Attributes:
@@ -43,7 +43,7 @@ class Job:
     ids: Mapping[fx.Node, str]
 
     @classmethod
-    def of(cls, program: Program, options: SparsityOptions, pattern: Pattern) -> Job:
+    def of(cls, program: Program, options: SparsityOptions, pattern: Pattern) -> Candidates:
         """Find the weights of the selected layers.
 
         Raises:
@@ -51,15 +51,15 @@ class Job:
         """
         scratch = GraphRewriter(program)
         weights, declined = find_weights(scratch.program, options)
-        job = cls(scratch, options, pattern, [], list(declined), node_ids(scratch.program))
+        candidates = cls(scratch, options, pattern, [], list(declined), node_ids(scratch.program))
         for weight in weights:
-            shape = weight.form.matrices(job.value(weight)).shape
+            shape = weight.form.matrices(candidates.value(weight)).shape
             reason = pattern.obstacle(weight, shape)
             if reason is None:
-                job.weights.append(weight)
+                candidates.weights.append(weight)
             else:
-                job.decline(weight, reason)
-        return job
+                candidates.decline(weight, reason)
+        return candidates
 
     def value(self, weight: Weight) -> Tensor:
         """Return the weight as it is now."""
