@@ -49,9 +49,6 @@ def apply(rewriter: GraphRewriter, decision: ChannelsDecision) -> None:
     """
     for declined in decision.declined:
         rewriter.decline(declined.node, declined.reason, declined.because_of)
-    for op, count in decision.unknown.items():
-        nodes = "1 node" if count == 1 else f"{count} nodes"
-        rewriter.decline(op, f"an op without a rule, in {nodes}: what it touches stays whole")
     analysis = analyze(rewriter.before, signature=decision.signature)
     shrink(rewriter, analysis, _keep(analysis, decision))
     for name, value in _arrays(decision, VALUE).items():

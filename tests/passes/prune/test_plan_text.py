@@ -28,3 +28,15 @@ def test_an_op_without_a_rule_is_named_with_its_count_and_what_it_freezes() -> N
     assert "torch.linalg.matrix_exp (1 node): mixed.weight[0].0, mixed.weight[0].1" in line
     assert line.endswith("stay whole")
     assert "neuron: 1 axis, 8 → 4" in text
+
+
+def test_an_op_without_a_rule_is_said_once_and_what_it_freezes_axis_by_axis() -> None:
+    program = fxc.capture(Net().eval(), (torch.randn(2, 4),))
+    plan = prepare([{"use": "prune.channels", "ratio": 0.5}], program).plan()
+    lines = render_plan(plan, verbose=True).plain.splitlines()
+    assert sum("torch.linalg.matrix_exp (1 node)" in line for line in lines) == 1
+    skipped = [line.split()[2] for line in lines if "! skipped" in line and "matrix_exp" in line]
+    stuck = [
+        f"{place}.{part}" for place in ("mixed.weight[0]", "last.weight[1]") for part in (0, 1)
+    ]
+    assert skipped == stuck
