@@ -7,7 +7,8 @@ started again with the same snapshot folder, it ends in the same bits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,6 @@ def fit(
         raise UsageError("a loss compares with a teacher, and there is none")
     chosen = trainable(module, names)
     split = data if isinstance(data, Split) else one_split(config.split, data, "the data")
-    identity = {} if snapshots is None else _identity(module, config, seed, chosen)
     loop = Loop(
         module=module,
         config=config,
@@ -84,18 +84,37 @@ def fit(
         seed=seed,
         hooks=hooks or Hooks(),
         terms=make_terms(config.terms, functions),
-        snapshots=Snapshots(snapshots, identity),
+        snapshots=_snapshots(snapshots, module, config, seed, chosen),
         report=progress,
     )
-    cuda = any(each.is_cuda for each in chosen.values())
+    with _left_as_found(loop):
+        return loop.run()
+
+
+@contextmanager
+def _left_as_found(loop: Loop) -> Iterator[None]:
+    """Put modes, `requires_grad` and torch's generators back after a training."""
+    cuda = any(each.is_cuda for each in loop.parameters)
     devices = list(range(torch.cuda.device_count())) if cuda else []
-    keeps = config.batch_norm == "train"
+    keeps = loop.config.batch_norm == "train"
     with (
         torch.random.fork_rng(devices=devices),
-        training(module, loop.parameters, batch_norm=keeps),
-        evaluating(teacher),
+        training(loop.module, loop.parameters, batch_norm=keeps),
+        evaluating(loop.teacher),
     ):
-        return loop.run()
+        yield
+
+
+def _snapshots(
+    folder: Path | None,
+    module: nn.Module,
+    config: FitConfig,
+    seed: int,
+    chosen: Mapping[str, nn.Parameter],
+) -> Snapshots:
+    # What tells trainings apart is a hash of all weights: only for those that are kept.
+    identity = {} if folder is None else _identity(module, config, seed, chosen)
+    return Snapshots(folder, identity)
 
 
 def _identity(
