@@ -205,10 +205,10 @@ def _run_only(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict
 
 
 def _attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    from fxcompress.ir._recorder._attention import multi_head_attention
+    from fxcompress.ir._recorder._attention import MultiHeadAttention
 
     with recorder:
-        return multi_head_attention(*args, **kwargs)
+        return MultiHeadAttention(*args, **kwargs).compute()
 
 
 _READS = (
