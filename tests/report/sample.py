@@ -27,6 +27,54 @@ from fxcompress.report.model import (
 BEFORE = Totals(nodes=8, parameters=25_557_032, macs=4_089_184_256, bytes=102_228_128,
                 activation_peak=9_633_792)  # fmt: skip
 AFTER = BEFORE.model_copy(update={"bytes": 25_800_000, "nodes": 10})
+CARDS = (
+    Card(label="weights", value="24.6 MiB", detail="was 97.5 MiB (−74.8%)", grade="good"),
+    Card(label="MACs", value="4.09 G", detail="unchanged"),
+    Card(label="accuracy", value="97.8", detail="was 98.0 (−0.2)", grade="good"),
+    Card(label="output error", value="0.32", detail="max|Δ| / range", grade="warn"),
+    Card(label="constraints", value="1 / 2", detail="size, metric drop", grade="bad"),
+)
+CONSTRAINTS = (
+    ConstraintRow(name="size", limit="≤ 25%", value="25.2%", met=False),
+    ConstraintRow(name="metric drop", limit="≤ 1.0%", value="0.2%", met=True),
+)
+PASSES = (
+    PassRow(index=0, id="input model", use="", totals=BEFORE, metric=98.0, error=0.0,
+            sqnr_db=float("inf"), cosine=1.0),
+    PassRow(index=1, id="fold_batchnorm", use="tidy.fold_batchnorm", totals=BEFORE,
+            error=4.1e-7, sqnr_db=130.2, cosine=1.0, metric=98.0, seconds=0.18,
+            proof="exact", summary="52 BatchNorms folded", edits={"remove-node": 52},
+            declined=(DeclinedRow(node="layer1.0.bn1",
+                                  reason="its input <conv> has 2 users"),)),
+    PassRow(index=2, id="static", use="quantize.static", totals=AFTER, error=3.2e-1,
+            sqnr_db=15.3, cosine=0.99, metric=97.8, seconds=121.7, proof="approximate",
+            summary="54 layers", edits={"add-node": 54, "change-node": 53},
+            notes=("32 batches of calibration",)),
+)  # fmt: skip
+TRAINING = Training(
+    id="fine_tune",
+    kept=(1,),
+    epochs=tuple(
+        EpochRow(
+            place=n,
+            label=str(n + 1),
+            step=19 * (n + 1),
+            loss=1.5 / (n + 1),
+            lr=0.01 / (n + 1),
+            terms={"hard_labels": 1.0 / (n + 1), "soft_labels": 0.5 / (n + 1)},
+            metric=90.0 + n,
+            throughput=8123.4,
+        )
+        for n in range(3)
+    ),
+)
+CHARTS = (
+    Chart(title="Parameters", unit="elements", omitted=3,
+          bars=(Bar(label="layer4.0.conv2", before=2359296, after=1179648),
+                Bar(label="layer4.0.downsample.0.with.a.name", before=2e6, after=2e6),
+                Bar(label="gone", before=5e5, after=None))),
+    Chart(title="MACs", unit="MACs", bars=(Bar(label="stem", before=1.18e8, after=1e8),)),
+)  # fmt: skip
 
 
 def graph(blocks: int = 2) -> UnionGraph:
@@ -88,47 +136,13 @@ def report(blocks: int = 2, title: str = "ResNet50 · fold_batchnorm → static"
             spec_hash="a41c09e2" * 8, result_hash="1f03be77" * 8, date="2026-11-21T17:40Z",
             versions={"fxcompress": "0.1.0", "torch": "2.13.0"}, seed=0,
         ),
-        cards=(
-            Card(label="weights", value="24.6 MiB", detail="was 97.5 MiB (−74.8%)", grade="good"),
-            Card(label="MACs", value="4.09 G", detail="unchanged"),
-            Card(label="accuracy", value="97.8", detail="was 98.0 (−0.2)", grade="good"),
-            Card(label="output error", value="0.32", detail="max|Δ| / range", grade="warn"),
-            Card(label="constraints", value="1 / 2", detail="size, metric drop", grade="bad"),
-        ),
-        constraints=(
-            ConstraintRow(name="size", limit="≤ 25%", value="25.2%", met=False),
-            ConstraintRow(name="metric drop", limit="≤ 1.0%", value="0.2%", met=True),
-        ),
+        cards=CARDS,
+        constraints=CONSTRAINTS,
         metric_name="accuracy",
-        passes=(
-            PassRow(index=0, id="input model", use="", totals=BEFORE, metric=98.0, error=0.0,
-                    sqnr_db=float("inf"), cosine=1.0),
-            PassRow(index=1, id="fold_batchnorm", use="tidy.fold_batchnorm", totals=BEFORE,
-                    error=4.1e-7, sqnr_db=130.2, cosine=1.0, metric=98.0, seconds=0.18,
-                    proof="exact", summary="52 BatchNorms folded", edits={"remove-node": 52},
-                    declined=(DeclinedRow(node="layer1.0.bn1",
-                                          reason="its input <conv> has 2 users"),)),
-            PassRow(index=2, id="static", use="quantize.static", totals=AFTER, error=3.2e-1,
-                    sqnr_db=15.3, cosine=0.99, metric=97.8, seconds=121.7, proof="approximate",
-                    summary="54 layers", edits={"add-node": 54, "change-node": 53},
-                    notes=("32 batches of calibration",)),
-        ),
-        trainings=(
-            Training(id="fine_tune", kept=(1,), epochs=tuple(
-                EpochRow(place=n, label=str(n + 1), step=19 * (n + 1), loss=1.5 / (n + 1),
-                         lr=0.01 / (n + 1),
-                         terms={"hard_labels": 1.0 / (n + 1), "soft_labels": 0.5 / (n + 1)},
-                         metric=90.0 + n, throughput=8123.4)
-                for n in range(3))),
-        ),
+        passes=PASSES,
+        trainings=(TRAINING,),
         graph=graph(blocks),
-        charts=(
-            Chart(title="Parameters", unit="elements", omitted=3,
-                  bars=(Bar(label="layer4.0.conv2", before=2359296, after=1179648),
-                        Bar(label="layer4.0.downsample.0.with.a.name", before=2e6, after=2e6),
-                        Bar(label="gone", before=5e5, after=None))),
-            Chart(title="MACs", unit="MACs", bars=(Bar(label="stem", before=1.18e8, after=1e8),)),
-        ),
+        charts=CHARTS,
         sensitivity=(SensitivityRow(node="conv1", sqnr_db=18.0),
                      SensitivityRow(node="fc", sqnr_db=float("inf"))),
         pareto=Pareto(cost_label="MACs", metric_label="accuracy",
