@@ -3,46 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from fxcompress.analysis import latency
-from fxcompress.analysis.latency import Clock
 from fxcompress.axes import Axis
 from fxcompress.errors import UsageError
-from fxcompress.pipeline._probes import probes
 from passes.prune._budget.spend import keep_best
 from passes.prune._channels.shrink import shrunk
+from passes.prune._channels.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
     from fxcompress.spec.units import Amount
     from passes.prune._channels.task import Task
 
-__all__ = ["Stopwatch", "meet", "search"]
+__all__ = ["Timed", "meet", "search"]
 
 TOLERANCE: Final = 0.05
 """How far below the target a measurement may be, as a part of it."""
 
 TRIES: Final = 12
-REPEATS: Final = (10, 60)
-SECONDS: Final = 2.0
-"""A measurement repeats calls for about so long, within these numbers of repeats."""
+"""Short measurements of one search."""
+
+LONG_TRIES: Final = 6
+"""Long measurements of one search, once short ones were found to be off."""
 
 Scores = Mapping[Axis, NDArray[np.float64]]
 Sizes = dict[Axis, int]
+
+
+class Timed(NamedTuple):
+    """A candidate: its share of the MACs, and the share of the time that was measured."""
+
+    share: float
+    ratio: float
+
+
+_WHOLE: Final = Timed(1.0, 1.0)
 
 
 def meet(task: Task, target: Amount, scores: Scores, context: Context) -> Sizes:
     """Return sizes of axes with which the Program is measured to be as quick as asked.
 
     Candidates are built and timed in turns with the Program as it is, so that a drift of the
-    machine hits both.
+    machine hits both. The one that wins is timed again, for longer, before it is taken.
 
     Raises:
         UsageError: The target cannot be reached, or is reached already.
@@ -56,101 +63,96 @@ def meet(task: Task, target: Amount, scores: Scores, context: Context) -> Sizes:
             reason=f"one call takes {whole * 1e3:.3g} ms",
             hint="ask for less, or take the pass out",
         )
-    found: dict[float, Sizes] = {}
+    low, least = _least(task)
+    found: dict[float, Sizes] = {low: least}
+    measured = 0
 
-    def measure(share: float) -> float:
-        sizes = found.get(share)
-        if sizes is None:
-            sizes = found[share] = task.sizes_for([task.macs_goal(share)], scores)
-        context.progress("measuring latency", len(found), TRIES)
-        return watch.ratio(shrunk(task.program, task.analysis, keep_best(scores, sizes)))
+    def ratio(share: float, *, longer: bool) -> float:
+        nonlocal measured
+        measured += 1
+        context.progress("measuring latency", min(measured, TRIES), TRIES)
+        if share not in found:
+            found[share] = task.sizes_for([task.macs_goal(share)], scores)
+        made = shrunk(task.program, task.analysis, keep_best(scores, found[share]))
+        return watch.ratio(made, longer=longer)
 
-    least = {axis: int(task.limits.allowed(axis)[-1]) for axis in task.axes}
-    after = {**task.analysis.sizes, **{axis.id: size for axis, size in least.items()}}
-    low = task.analysis.macs.at(after) / task.analysis.macs.at(task.analysis.sizes)
-    found[low] = least
-    share, ratio = search(wanted, low, measure)
-    if ratio > wanted:
+    best = search(wanted, low, partial(ratio, longer=False), partial(ratio, longer=True))
+    after = best.ratio * watch.seconds
+    if best.ratio > wanted:
         raise UsageError(
             f"a latency of {target} cannot be met",
-            reason=f"the quickest measured takes {ratio:.1%} of the time, about "
-            f"{ratio * watch.seconds * 1e3:.3g} ms, with {share:.1%} of the MACs",
-            hint="raise `max_ratio`, select more axes, or ask for less",
+            reason=f"the least that was measured is {after * 1e3:.3g} ms, {best.ratio:.1%} of the "
+            f"time, with {best.share:.1%} of the MACs: the rest is the overhead of the calls, and "
+            "what `max_ratio` keeps",
+            hint=f"raise `max_ratio`, select more axes, or give at least {after * 1e3:.3g} ms",
         )
-    context.measured["latency_ms"] = (watch.seconds * 1e3, ratio * watch.seconds * 1e3)
-    return found[share]
+    context.measured["latency_ms"] = (watch.seconds * 1e3, after * 1e3)
+    return found[best.share]
+
+
+def _least(task: Task) -> tuple[float, Sizes]:
+    """Return the smallest sizes that are allowed, and their share of the MACs."""
+    least = {axis: int(task.limits.allowed(axis)[-1]) for axis in task.axes}
+    sizes = task.analysis.sizes
+    after = {**sizes, **{axis.id: size for axis, size in least.items()}}
+    return task.analysis.macs.at(after) / task.analysis.macs.at(sizes), least
 
 
 def search(
-    wanted: float, low: float, measure: Callable[[float], float], tries: int = TRIES
-) -> tuple[float, float]:
-    """Return (share of the MACs, measured share of the time) closest below what is wanted.
+    wanted: float,
+    low: float,
+    measure: Callable[[float], float],
+    confirm: Callable[[float], float],
+    tries: int = TRIES,
+) -> Timed:
+    """Return the candidate closest below what is wanted, its time confirmed.
 
-    Time rises with MACs, but not in proportion, and is noisy: the next share is where a line
-    between the two nearest measurements meets the middle of the tolerance, kept inside the bracket.
+    The one that wins is measured again by `confirm`. If that says otherwise (too slow, or that
+    there is room), short measurements were off, and the search goes on with long ones: below the
+    candidate or above it.
 
     Args:
         wanted: Share of the time, below 1.
         low: The least share of the MACs.
         measure: Share of the MACs -> share of the time.
-        tries: How many measurements.
+        confirm: The same, measured for longer.
+        tries: How many short measurements.
+
+    Returns:
+        What `confirm` said of the winner; slower than wanted only if the least share is.
+    """
+    winner = _bracketed(wanted, Timed(low, measure(low)), _WHOLE, measure, tries - 1)
+    sure = Timed(winner.share, confirm(winner.share))
+    if sure.ratio > wanted:
+        least = sure if sure.share == low else Timed(low, confirm(low))
+        return _bracketed(wanted, least, sure, confirm, LONG_TRIES)
+    if _is_near(sure, wanted) or not _is_near(winner, wanted):
+        return sure
+    return _bracketed(wanted, sure, _WHOLE, confirm, LONG_TRIES)
+
+
+def _bracketed(
+    wanted: float, below: Timed, above: Timed, measure: Callable[[float], float], tries: int
+) -> Timed:
+    """Return the quick one of two candidates after moving both towards what is wanted.
+
+    Time rises with MACs, but not in proportion, and is noisy: the next share is where a line
+    between the two meets the middle of the tolerance, kept inside the bracket.
     """
     aim = wanted * (1 - TOLERANCE / 2)
-    below = (low, measure(low))
-    above = (1.0, 1.0)
-    if below[1] > wanted:
-        return below
-    for _ in range(tries - 1):
-        if below[1] >= wanted * (1 - TOLERANCE) or above[0] - below[0] < 1e-3:
+    for _ in range(tries):
+        if _is_near(below, wanted) or above.share - below.share < 1e-3:
             break
-        part = (aim - below[1]) / max(above[1] - below[1], 1e-9)
-        share = below[0] + (above[0] - below[0]) * min(max(part, 0.1), 0.9)
-        ratio = measure(share)
-        if wanted * (1 - TOLERANCE) <= ratio <= wanted:
-            # One lucky measurement is not enough to end with.
-            ratio = (ratio + measure(share)) / 2
-        if ratio <= wanted:
-            below = (share, ratio)
+        part = (aim - below.ratio) / max(above.ratio - below.ratio, 1e-9)
+        share = below.share + (above.share - below.share) * min(max(part, 0.1), 0.9)
+        timed = Timed(share, measure(share))
+        if timed.ratio <= wanted:
+            below = timed
         else:
-            above = (share, ratio)
+            above = timed
     return below
 
 
-@dataclass
-class Stopwatch:
-    """Times Programs on one input, in turns with the one given.
-
-    Times are lower quartiles: what else runs on the machine only ever adds to them.
-    """
-
-    program: Program
-    repeats: int = REPEATS[0]
-    seconds: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        # With one thread the processor's time is the call's, whatever else runs on the machine.
-        self._clock: Clock = "cpu" if torch.get_num_threads() == 1 else "wall"
-        self._inputs = probes(self.program, 0)[0]
-        self._original = self._call(self.program)
-        self.seconds = self._time({"original": self._original})["original"]
-        self.repeats = int(min(max(SECONDS / self.seconds / 2, REPEATS[0]), REPEATS[1]))
-
-    def ratio(self, program: Program) -> float:
-        """Return the time of a Program over that of the one given."""
-        times = self._time({"original": self._original, "result": self._call(program)})
-        self.seconds = times["original"]
-        return times["result"] / times["original"]
-
-    def _time(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-        with torch.no_grad():
-            found = latency(calls, repeats=self.repeats, clock=self._clock)
-        return {name: each.lower_quartile_ms / 1e3 for name, each in found.items()}
-
-    def _call(self, program: Program) -> Callable[[], object]:
-        """Return a call of the graph alone, without packing of inputs and outputs."""
-        from torch.fx.graph import CodeGen
-
-        flat = program.copy().module.eval()
-        flat.graph.set_codegen(CodeGen())
-        flat.recompile()
-        return lambda: flat(*self._inputs)
+def _is_near(timed: Timed, wanted: float) -> bool:
+    """Whether a time is within the tolerance of what is wanted, or above."""
+    return timed.ratio >= wanted * (1 - TOLERANCE)

@@ -16,7 +16,6 @@ from fxcompress.ir import capture
 from fxcompress.pipeline import render_plan
 from fxcompress.pipeline.context import Context
 from fxcompress.rewrite import GraphRewriter
-from passes.prune._channels.latency import search
 from passes.prune._channels.shrink import KEEP, check_masked, shrunk
 from passes.prune.channels import Channels
 from tests.passes.models import ResNet, Transformer, image_batches, token_batches
@@ -290,50 +289,6 @@ def test_a_decision_about_other_sizes_is_refused():
     other = captured(lambda: ResNet(width=16), 2, 3, 16, 16)
     with pytest.raises(PassError, match="the decision does not fit"):
         Channels().rewrite(GraphRewriter(other), decision)
-
-
-# -- latency -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("law", "wanted"),
-    [
-        (lambda macs: macs, 0.5),
-        (lambda macs: 0.3 + 0.7 * macs, 0.6),
-        (lambda macs: macs**0.5, 0.7),
-        (lambda macs: 0.1 + 0.9 * macs**2, 0.4),
-        (lambda macs: round(macs * 8) / 8 * 0.98, 0.5),
-    ],
-)
-def test_the_search_ends_within_the_tolerance(law, wanted):
-    share, ratio = search(wanted, 0.2, law)
-    assert ratio == law(share)
-    assert 0.95 * wanted <= ratio <= wanted
-
-
-def test_the_search_ends_below_a_jump():
-    share, ratio = search(0.5, 0.2, lambda macs: 0.3 if macs < 0.6 else 0.9)
-    assert (share, ratio) == (pytest.approx(0.6, abs=0.08), 0.3)
-
-
-def test_an_unreachable_latency_is_told():
-    assert search(0.5, 0.4, lambda macs: 0.7) == (0.4, 0.7)
-    with pytest.raises(UsageError, match=r"a latency of 1us cannot be met") as caught:
-        apply(Channels, resnet(), {"budget": {"latency": "1us"}})
-    assert "the quickest measured takes" in caught.value.reason
-    with pytest.raises(UsageError, match="a latency of 100s is met already"):
-        apply(Channels, resnet(), {"budget": {"latency": "100s"}})
-
-
-def test_a_latency_budget_changes_macs_until_it_is_met():
-    program = captured(lambda: ResNet(width=32), 2, 3, 32, 32)
-    context = Context()
-    options = {"budget": {"latency": "75%"}, "max_ratio": 0.9}
-    result = apply(Channels, program, options, context)
-    before, after = context.measured["latency_ms"]
-    # The machine that runs the tests may be busy; how close it comes is measured elsewhere.
-    assert after < before
-    assert 0.02 < result.decision.after.macs / result.decision.before.macs < 1.0
 
 
 # -- what cannot be ------------------------------------------------------------------------------
