@@ -1,5 +1,7 @@
 """What the tests of sparse weights share."""
 
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -69,6 +71,31 @@ def _hugging_face(config, model, seed, sizes):
     return capture(built, token_batches(1)[0])
 
 
+class Products(nn.Module):
+    """Free weights in every product, one expert at a time and as a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.right, self.left = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(5, 6))
+        self.experts, self.batch = (
+            nn.Parameter(torch.randn(3, 4, 6)),
+            nn.Parameter(torch.randn(3, 6, 4)),
+        )
+        self.free = nn.Parameter(torch.randn(4, 6))
+        self.mixed = nn.Parameter(torch.randn(6, 6))
+        self.parts = nn.Parameter(torch.randn(8, 6))
+
+    def forward(self, x):
+        right = x @ self.right
+        left = self.left @ x.transpose(1, 2)
+        experts = sum(nn.functional.linear(x, self.experts[i]) for i in range(3))
+        batch = x.unsqueeze(1) @ self.batch
+        free = nn.functional.linear(x, self.free)
+        mixed = torch.einsum("bnd,de->bne", x, self.mixed)
+        mixed = mixed + x @ self.parts[:6]
+        return right.sum(-1), left.sum(1), experts, batch, free, mixed
+
+
 # A model, its calibration data, and an input to compare outputs on.
 MODELS = {
     "convnet": (resnet, images, lambda: random_input(8, 3, 16, 16)),
@@ -76,6 +103,11 @@ MODELS = {
     "addmm": (gpt2, tokens, lambda: token_batches(1, 8, seed=7)[0][0]),
     "experts": (olmoe, tokens, lambda: token_batches(1, 8, seed=7)[0][0]),
 }
+
+
+@cache
+def model(name):
+    return MODELS[name][0]()
 
 
 def density(program, name):

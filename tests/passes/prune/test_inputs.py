@@ -9,8 +9,7 @@ from passes.prune._layers.inputs import input_rows
 from passes.prune._layers.stream import stream
 from passes.prune._layers.weights import find_weights
 from passes.prune.unstructured import Unstructured
-from tests.passes.prune.sparse import olmoe
-from tests.passes.prune.test_unstructured import Products
+from tests.passes.prune.sparse import Products, olmoe
 from tests.passes.support import random_input, seeded
 
 OPTIONS = Unstructured.Options(ratio=0.5)
