@@ -6,7 +6,7 @@ concatenation of dimensions).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from fxcompress.axes._sizes import ONE, Size, SizeReader, times
@@ -33,13 +33,19 @@ class Variable:
 
 
 class Joined:
-    """Dimensions one after another; its size is static."""
+    """Dimensions one after another; its size is static.
 
-    __slots__ = ("parts", "size")
+    One of single indices has no variable that could be frozen, so it knows the reason itself, and
+    the node that made it.
+    """
 
-    def __init__(self, parts: tuple[Dim, ...], size: Size) -> None:
+    __slots__ = ("frozen", "node", "parts", "size")
+
+    def __init__(self, parts: tuple[Dim, ...], size: Size, node: str) -> None:
         self.parts = parts
         self.size = size
+        self.node = node
+        self.frozen: Frozen | None = None
 
     def __repr__(self) -> str:
         return f"[{' | '.join(map(repr, self.parts))}]"
@@ -79,15 +85,20 @@ class Dims:
     def join(self, parts: Sequence[Dim]) -> Dim:
         """Return the concatenation of static dimensions."""
         flat: list[Dim] = []
+        merged: list[Joined] = []
         for part in parts:
             part = self.flat(part)
             if len(part) == 1 and isinstance(part[0], Joined):
+                merged.append(part[0])
                 flat += part[0].parts
             elif self.size(part) != (0, ()):
                 flat.append(part)
         if len(flat) == 1:
             return flat[0]
-        return (Joined(tuple(flat), (sum(self.size(part)[0] for part in flat), ())),)
+        made = Joined(tuple(flat), (sum(self.size(part)[0] for part in flat), ()), self.node)
+        if not any(True for _ in self.leaves((made,))):
+            made.frozen = next((each.frozen for each in merged if each.frozen), None)
+        return (made,)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -133,9 +144,18 @@ class Dims:
 
     def freeze(self, dim: Dim, reason: str | Frozen) -> None:
         """Fix every variable of a dimension; the first reason stays."""
-        for leaf in self.leaves(dim):
-            if leaf.frozen is None:
-                leaf.frozen = reason if isinstance(reason, Frozen) else Frozen(reason, self.node)
+        for holder in self._holders(dim):
+            if holder.frozen is None:
+                holder.frozen = reason if isinstance(reason, Frozen) else Frozen(reason, self.node)
+
+    def _holders(self, dim: Dim) -> Iterator[Factor]:
+        """Yield the variables of a dimension, and concatenations without any."""
+        for factor in self.flat(dim):
+            if isinstance(factor, Variable):
+                yield factor
+                continue
+            inner = [each for part in factor.parts for each in self._holders(part)]
+            yield from inner or (factor,)
 
     def tag(self, dim: Dim, tag: str) -> None:
         """Note what a dimension is in the model."""

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fxcompress.axes._dims import Factor, Joined
 from fxcompress.axes._polynomial import Polynomial
 from fxcompress.axes._sizes import is_static
 from fxcompress.axes._solver import Dim, Solver, Variable
-from fxcompress.axes.terms import Axis, Concat, Place, Product, Role, Term, axes_of, polynomial
+from fxcompress.axes.terms import (
+    Axis,
+    Concat,
+    Frozen,
+    Place,
+    Product,
+    Role,
+    Term,
+    axes_of,
+    polynomial,
+)  # fmt: skip
 
 __all__ = ["Resolver"]
 
@@ -90,9 +101,9 @@ class Resolver:
             (free if axis.frozen is None else frozen).append(axis)
         return tuple(free), tuple(frozen)
 
-    def _factor(self, factor: object) -> Term:
+    def _factor(self, factor: Factor) -> Term:
         if not isinstance(factor, Variable):
-            return Concat(tuple(map(self.term, factor.parts)))  # type: ignore[attr-defined]
+            return self._concat(factor)
         found = self._axes.get(factor)
         if found is None:
             size = self._solver.sizes.value(factor.size)
@@ -101,6 +112,15 @@ class Resolver:
                 len(self._axes), size, "", kind, factor.frozen, factor.statistics
             )
         return found
+
+    def _concat(self, joined: Joined) -> Concat:
+        """Return the parts; of single indices there is no axis, so the term says why itself."""
+        term = Concat(tuple(map(self.term, joined.parts)))
+        if any(True for _ in axes_of(term)):
+            return term
+        inner = (part.frozen for part in term.parts if isinstance(part, Concat))
+        apart = Frozen("its indices are used one by one", joined.node)
+        return Concat(term.parts, joined.frozen or next(inner, None) or apart)
 
 
 def _name(axis: Axis, place: Place) -> str:

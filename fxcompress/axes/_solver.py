@@ -91,7 +91,7 @@ class Solver(Dims):
         return [*parts, rest]
 
     def _nothing(self) -> Dim:
-        return (Joined((), (0, ())),)
+        return (Joined((), (0, ()), self.node),)
 
     def _cut(self, dim: Dim, at: int) -> tuple[Dim, Dim]:
         """Return `dim[:at]` and `dim[at:]`."""
@@ -127,10 +127,16 @@ class Solver(Dims):
         if isinstance(factor, Joined):
             return self._cut_joined(factor, at)
         first, second = self.fresh((at, ())), self.fresh((factor.size[0] - at, ()))
-        self._bind(factor, (Joined((first, second), factor.size),))
+        self._bind(factor, (Joined((first, second), factor.size, self.node),))
         return first, second
 
     def _cut_joined(self, joined: Joined, at: int) -> tuple[Dim, Dim]:
+        first, second = self._parted(joined, at)
+        if joined.frozen is not None:
+            self.freeze((*first, *second), joined.frozen)
+        return first, second
+
+    def _parted(self, joined: Joined, at: int) -> tuple[Dim, Dim]:
         before: list[Dim] = []
         for place, part in enumerate(joined.parts):
             size = self.size(part)[0]
@@ -198,12 +204,17 @@ class Solver(Dims):
                 first, rest = self._cut(q, m)
                 right.append(rest)
                 self.unify(p, first)
+        reason = a.frozen or b.frozen
+        if reason is not None:
+            self.freeze((a, b), reason)
 
     def _rows(self, joined: Joined, head: Dim, row: Dim) -> None:
         """Unify a concatenation with `head` rows of one `row` each."""
         if not is_static(self.size(head)) or not is_static(self.size(row)):
             self.freeze((joined, *head, *row), "its factors do not line up")
             return
+        if joined.frozen is not None:
+            self.freeze((*head, *row), joined.frozen)
         width = self.size(row)[0]
         pieces: list[Dim] = []
         partial: list[Dim] = []
@@ -232,10 +243,10 @@ class Solver(Dims):
     def _bind(self, variable: Variable, dim: Dim) -> None:
         """Replace a variable, handing what is known about it on."""
         variable.bound = dim
-        if variable.frozen is None and not variable.tags and not variable.statistics:
+        if variable.frozen is not None:
+            self.freeze(dim, variable.frozen)
+        if not variable.tags and not variable.statistics:
             return
         for leaf in self.leaves(dim):
-            if leaf.frozen is None:
-                leaf.frozen = variable.frozen
             leaf.tags = leaf.tags | variable.tags
             leaf.statistics = leaf.statistics or variable.statistics

@@ -5,14 +5,14 @@ Everything is read from the solved analysis when asked for; nothing is kept whil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fxcompress.axes._lookup import Found, lookup
 from fxcompress.axes._places import Graph, Vertex, dims_at, occurrences, route, trail
 from fxcompress.axes._written import Letters, constant_text
 from fxcompress.axes.analysis import Analysis
-from fxcompress.axes.terms import Axis, Role, Term, axes_of, size_of
+from fxcompress.axes.terms import Axis, Concat, Frozen, Product, Role, Term, axes_of, size_of
 from fxcompress.ir import node_ids, op_name
 
 __all__ = ["AxisFacts", "Coupled", "Coupling", "DimFacts", "Explanation", "coupling", "explain"]
@@ -128,8 +128,10 @@ def explain(analysis: Analysis, what: str) -> Explanation:
         for axis in axes_of(term):
             if found.axis in (None, axis):
                 starts.setdefault(axis, vertex)
-    axes = tuple(reader.axis(axis, start) for axis, start in starts.items())
-    return Explanation(what, dims, axes, reader.letters.names, found.tied)
+    axes = [reader.axis(axis, start) for axis, start in starts.items()]
+    if found.axis is None:
+        axes += _singles(found)
+    return Explanation(what, dims, tuple(axes), reader.letters.names, found.tied)
 
 
 def coupling(analysis: Analysis, left: str, right: str) -> Coupling:
@@ -201,6 +203,30 @@ class _Reader:
                 graph.add_edge(vertex, end, node=axis.frozen.node, op=op_name(node))
         path = trail(route(graph, start, end)) or (str(start), axis.frozen.node)
         return path if path[-1] == axis.frozen.node else (*path, axis.frozen.node)
+
+
+def _singles(found: Found) -> Iterator[AxisFacts]:
+    """Yield what is made of single indices: no axis, but as fixed as a frozen one."""
+    told: set[tuple[int, Frozen]] = set()
+    for vertex, term in found.dims:
+        for part in _without_axes(term):
+            if part.frozen is None or (size_of(part), part.frozen) in told:
+                continue
+            told.add((size_of(part), part.frozen))
+            path = tuple(filter(None, (str(vertex), part.frozen.node)))
+            reason = part.frozen.reason
+            yield AxisFacts("fixed", "", size_of(part), "other", reason, path, (), (), ())
+
+
+def _without_axes(term: Term) -> Iterator[Concat]:
+    """Yield the largest concatenations in a term that have no axis."""
+    if isinstance(term, Axis):
+        return
+    if isinstance(term, Concat) and not any(True for _ in axes_of(term)):
+        yield term
+        return
+    for each in term.factors if isinstance(term, Product) else term.parts:
+        yield from _without_axes(each)
 
 
 def _axes(found: Found) -> list[Axis]:

@@ -75,9 +75,13 @@ class Product:
 
 @dataclass(frozen=True)
 class Concat:
-    """Parts one after another."""
+    """Parts one after another.
+
+    One of single indices has no axis; `frozen` says why it cannot change.
+    """
 
     parts: tuple[Term, ...]
+    frozen: Frozen | None = field(default=None, compare=False, repr=False)
 
 
 Term: TypeAlias = Axis | Product | Concat

@@ -112,6 +112,25 @@ def test_terms_constants_and_statistics_of_attention(attend: Analysis) -> None:
     assert embedding.path[-1] == "inputs_0"
 
 
+def test_single_indices_say_what_took_them_apart(attend: Analysis) -> None:
+    fixed = [axis for axis in explain(attend, "qkv.weight").axes if axis.size == 3]
+    assert [(axis.name, axis.frozen) for axis in fixed] == [
+        ("fixed", "its indices are used one by one")
+    ]
+    assert fixed[0].path == ("qkv.weight[0]", "/unbind")
+
+
+def test_single_indices_keep_the_reason_of_what_they_replace() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return self.out(torch.stack([self.a(x).sum(1), self.b(x).sum(1)], 1) + x)
+
+    net = Net(forward, a=nn.Linear(2, 5), b=nn.Linear(2, 6), out=nn.Linear(2, 3))
+    analysis = analyze(capture(net.eval(), (torch.randn(4, 2),)))
+    [axis] = explain(analysis, "out.weight[1]").axes
+    assert (axis.size, axis.frozen) == (2, "it is a size of the model's input")
+    assert axis.path == ("out.weight[1]", "inputs_0")
+
+
 def test_statistics_name_the_norm() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2)).eval()
     [axis] = explain(analyze(capture(net, (torch.randn(2, 4),))), "0.weight[0]").axes

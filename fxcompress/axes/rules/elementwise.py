@@ -70,12 +70,10 @@ def fake_quant(site: Site) -> Value:
     module: Any = site.module
     if module is None or module.axis is None:
         return dims
-    axis = module.axis
-    for name in ("scale", "zero_point"):
-        each = site.weight(name)
-        if not each:
-            continue
-        site.solver.unify(each[0], dims[axis])
+    names = ("scale", "zero_point", *(("tracker.low", "tracker.high") if module.tracker else ()))
+    for name in names:
+        each = site.state(f"{site.node.target}.{name}")
+        site.solver.unify(each[0], dims[module.axis])
         if module.group is not None and len(each) > 1:
             _grouped(site, dims, each[1], module.group)
     return dims
