@@ -18,7 +18,7 @@ from fxcompress.axes.terms import (
     Term,
     axes_of,
     polynomial,
-)  # fmt: skip
+)
 
 __all__ = ["Resolver"]
 
