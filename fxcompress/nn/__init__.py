@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fxcompress.nn.operand import OperandConvTranspose1d as OperandConvTranspose1d
     from fxcompress.nn.operand import OperandConvTranspose2d as OperandConvTranspose2d
     from fxcompress.nn.operand import OperandConvTranspose3d as OperandConvTranspose3d
+    from fxcompress.nn.operand import OperandEmbedding as OperandEmbedding
     from fxcompress.nn.operand import OperandLinear as OperandLinear
     from fxcompress.nn.operand import own_weight as own_weight
     from fxcompress.nn.operand import take_weight_as_operand as take_weight_as_operand
@@ -35,6 +36,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "OperandConvTranspose1d": "operand",
         "OperandConvTranspose2d": "operand",
         "OperandConvTranspose3d": "operand",
+        "OperandEmbedding": "operand",
         "OperandLinear": "operand",
         "StochasticDepth": "stochastic",
         "TrainingSwitch": "stochastic",

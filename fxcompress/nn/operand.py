@@ -20,6 +20,7 @@ __all__ = [
     "OperandConvTranspose1d",
     "OperandConvTranspose2d",
     "OperandConvTranspose3d",
+    "OperandEmbedding",
     "OperandLinear",
     "own_weight",
     "take_weight_as_operand",
@@ -91,6 +92,14 @@ class OperandLinear(nn.Linear):
         return F.linear(input, weight, self.bias)
 
 
+class OperandEmbedding(nn.Embedding):
+    """`nn.Embedding` with the weight as an operand."""
+
+    def forward(self, input: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        """Look rows of `[rows, features]` up: indices `[...]` become `[..., features]`."""
+        return F.embedding(input, weight, self.padding_idx)
+
+
 _OPERAND_FORMS: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
     (nn.Conv1d, OperandConv1d),
     (nn.Conv2d, OperandConv2d),
@@ -98,6 +107,7 @@ _OPERAND_FORMS: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
     (nn.ConvTranspose1d, OperandConvTranspose1d),
     (nn.ConvTranspose2d, OperandConvTranspose2d),
     (nn.ConvTranspose3d, OperandConvTranspose3d),
+    (nn.Embedding, OperandEmbedding),
     (nn.Linear, OperandLinear),
 )
 
@@ -108,8 +118,13 @@ def take_weight_as_operand(layer: nn.Module) -> nn.Module:
     """Return the operand form of a layer, with the same parameter objects and settings.
 
     Raises:
-        UsageError: The layer has no operand form.
+        UsageError: The layer has no operand form, or changes its weight when it is called.
     """
+    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+        raise UsageError(
+            "an embedding with max_norm cannot take its weight as an operand",
+            reason="it changes its weight in place when it is called",
+        )
     for stock, operand in _OPERAND_FORMS:
         if isinstance(layer, stock):
             return _as(layer, operand)

@@ -52,7 +52,8 @@ ROWS = (
     row("multi_head_attention", "attention", "query key value | embed_dim_to_check num_heads",
         nn="MultiheadAttention", fn="", alias="F.multi_head_attention_forward"),
     row("embedding", "embedding", "input weight | padding_idx=None max_norm=None norm_type=2.0 "
-        "scale_grad_by_freq=False sparse=False", nn="Embedding", fn="F torch",
+        "scale_grad_by_freq=False sparse=False",
+        nn="Embedding fxcompress.nn.OperandEmbedding", fn="F torch",
         variants={"torch.embedding": "weight input padding_idx=-1 scale_grad_by_freq=False "
                   "sparse=False"}),
     row("embedding_bag", "embedding", "input weight offsets=None | max_norm=None norm_type=2.0 "

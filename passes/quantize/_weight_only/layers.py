@@ -1,0 +1,242 @@
+"""Which weights are stored as integers, in which format, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from torch import Tensor, fx
+
+from fxcompress.errors import UsageError
+from fxcompress.ir.naming import node_ids
+from fxcompress.ir.ops import bind, module_of, op_name
+from fxcompress.nn import take_weight_as_operand
+from fxcompress.pipeline.selectors import Selector
+from fxcompress.rewrite.edits import Declined
+from passes.prune._layers.form import Form
+from passes.prune._layers.operands import canonical
+from passes.quantize._masked import unmasked
+from passes.quantize._rules import LAYERS
+from passes.quantize._weight_only.grids import Width
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+    from passes.quantize.weight_only import Override, WeightOnlyOptions
+
+__all__ = ["Layers", "Weight", "choose", "input_operand", "readers_of"]
+
+_WEIGHT: Final = {"addmm": "mat2"}
+_INPUT: Final = {"addmm": "mat1"}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter to quantise.
+
+    Attributes:
+        tensor: Its canonical name.
+        readers: The layers and embeddings that read it, in graph order.
+        width: Its integers.
+        axis: Dimension of its rows.
+        group: Elements of a row that share a scale; None for all.
+        form: Which dimension is what, for the layers' inputs; None where no layer multiplies.
+    """
+
+    tensor: str
+    readers: tuple[fx.Node, ...]
+    width: Width
+    axis: int
+    group: int | None
+    form: Form | None
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """Return the weight as `[rows, elements]`."""
+        return weight.movedim(self.axis, 0).flatten(1)
+
+    def grouped(self, weight: Tensor) -> Tensor:
+        """Return the weight as `[rows, groups, elements]`."""
+        rows = self.rows(weight)
+        return rows.reshape(rows.shape[0], -1, self.group or rows.shape[1])
+
+    def restored(self, grouped: Tensor, like: Tensor) -> Tensor:
+        """Return `[rows, groups, elements]` in the shape of the parameter `like`."""
+        moved = like.movedim(self.axis, 0).shape
+        return grouped.reshape(moved).movedim(0, self.axis).contiguous()
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The weights to quantise in graph order, refusals, and the ids of nodes."""
+
+    weights: tuple[Weight, ...]
+    declined: tuple[Declined, ...]
+    ids: Mapping[fx.Node, str]
+
+
+def input_operand(node: fx.Node) -> str:
+    """Return the name of the operand that a layer multiplies its weight with."""
+    return _INPUT.get(op_name(node), "input")
+
+
+def choose(program: Program, options: WeightOnlyOptions) -> Layers:
+    """Select weights, and decline those that cannot be quantised.
+
+    Raises:
+        SelectorError: A selection fits no layer, or not as many as expected.
+        UsageError: The group does not fit a layer that was named.
+    """
+    ids = node_ids(program)
+    sources = {node: found for node in program.nodes if (found := _source(program, node))}
+    candidates = [node for node in sources if options.embeddings or op_name(node) != "embedding"]
+    selected = set(Selector.of(options).select(program, candidates))
+    formats = [
+        (set(Selector(each.targets).select(program, candidates)), each)
+        for each in options.overrides
+    ]
+    everybody = readers_of(program)
+    weights: list[Weight] = []
+    declined: list[Declined] = []
+    done: set[str] = set()
+    for node in candidates:
+        tensor, obstacle = sources[node]
+        if node not in selected or obstacle is not None:
+            reason = obstacle if node in selected else "it is not selected"
+            declined.append(Declined(node=ids[node], reason=str(reason)))
+            continue
+        if tensor in done:
+            continue
+        readers = everybody[tensor]
+        others = [each for each in readers if each not in selected or sources[each][1]]
+        if others:
+            declined.append(_shared(ids, node, tensor, others, options))
+            continue
+        done.add(tensor)
+        weight = _weight(program, tensor, readers, options, formats)
+        reason = _misfit(weight, program.state()[tensor].shape)
+        if reason is None:
+            weights.append(weight)
+        elif options.targets or any(node in hit for hit, _ in formats):
+            raise UsageError(f"{tensor} cannot be quantised so", reason=reason, where=tensor)
+        else:
+            declined += [Declined(node=ids[each], reason=reason) for each in readers]
+    return Layers(tuple(weights), tuple(declined), ids)
+
+
+def _source(program: Program, node: fx.Node) -> tuple[str, str | None] | None:
+    """Return the parameter that a candidate reads and why it cannot be quantised, if so."""
+    op = op_name(node)
+    if op not in LAYERS and op not in ("addmm", "embedding"):
+        return None
+    operand = bind(node).get(_WEIGHT.get(op, "weight"))
+    if operand is None and node.op == "call_module":
+        tensor = canonical(program, f"{node.target}.weight")
+        try:
+            take_weight_as_operand(module_of(node))
+        except UsageError as error:
+            return tensor, error.what
+        return tensor, _not_floating(module_of(node).weight)
+    if not isinstance(operand, fx.Node):
+        return None
+    if op_name(operand) == "fake_quant":
+        return "", "it is quantised already"
+    source = unmasked(operand)
+    if op_name(source) != "param":
+        return None if op == "addmm" else ("", "its weight is computed in the graph")
+    return canonical(program, str(source.target)), _not_floating(source.meta.get("val"))
+
+
+def _not_floating(weight: Any) -> str | None:
+    floating = isinstance(weight, Tensor) and weight.is_floating_point()
+    return None if floating else "its weight is not floating point"
+
+
+def readers_of(program: Program) -> dict[str, list[fx.Node]]:
+    """Return canonical parameter -> the nodes that compute with it, masks passed."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in program.nodes:
+        if node.op == "get_attr":
+            tensor = canonical(program, str(node.target))
+            masks = [user for user in node.users if op_name(user) == "mask"]
+            users = [user for user in node.users if user not in masks]
+            users += [user for each in masks for user in each.users]
+            found.setdefault(tensor, []).extend(users)
+        elif node.op == "call_module":
+            for name, _ in module_of(node).named_parameters():
+                if name not in bind(node):
+                    full = canonical(program, f"{node.target}.{name}")
+                    found.setdefault(full, []).append(node)
+    order = {node: index for index, node in enumerate(program.nodes)}
+    return {name: sorted(set(nodes), key=order.__getitem__) for name, nodes in found.items()}
+
+
+def _shared(
+    ids: Mapping[fx.Node, str],
+    node: fx.Node,
+    tensor: str,
+    others: Iterable[fx.Node],
+    options: WeightOnlyOptions,
+) -> Declined:
+    names = tuple(ids[each] for each in others)
+    tables = all(op_name(each) == "embedding" for each in others)
+    hint = ": set `embeddings: true`" if tables and not options.embeddings else ""
+    reason = f"its weight {tensor} is also read by {', '.join(names)} in float{hint}"
+    return Declined(node=ids[node], reason=reason, because_of=names)
+
+
+def _weight(
+    program: Program,
+    tensor: str,
+    readers: Iterable[fx.Node],
+    options: WeightOnlyOptions,
+    formats: Iterable[tuple[set[fx.Node], Override]],
+) -> Weight:
+    bits, group, symmetric = options.bits, options.group, options.symmetric
+    nodes = tuple(readers)
+    override = next((each for hit, each in formats if hit.intersection(nodes)), None)
+    if override is not None:
+        bits = bits if override.bits is None else override.bits
+        symmetric = symmetric if override.symmetric is None else override.symmetric
+        if override.group is not None:
+            group = None if override.group == "channel" else override.group
+    layers = [node for node in nodes if op_name(node) != "embedding"]
+    axis, form = _form(layers[0], program.state()[tensor].dim()) if layers else (0, None)
+    return Weight(tensor, nodes, Width(bits, symmetric), axis, group, form)
+
+
+def _form(node: fx.Node, dims: int) -> tuple[int, Form]:
+    op = op_name(node)
+    if op == "addmm":
+        return 1, Form(out=1, input=0)
+    if op == "linear":
+        return 0, Form(out=0, input=1)
+    module: Any = module_of(node) if node.op == "call_module" else None
+    groups = int(bind(node).get("groups", 1) if module is None else module.groups)
+    taps = tuple(range(2, dims))
+    split = 0 if groups > 1 else None
+    if op.startswith("conv_transpose"):
+        return 1, Form(out=1, input=0, taps=taps, groups=groups, split=split)
+    return 0, Form(out=0, input=1, taps=taps, groups=groups, split=split)
+
+
+def _misfit(weight: Weight, shape: Iterable[int]) -> str | None:
+    """Return why a weight has no such groups, or None."""
+    sizes = list(shape)
+    if weight.axis == 1 and weight.form is not None and weight.form.groups > 1:
+        return "the channels of a grouped transposed convolution are not one dimension"
+    if weight.group is None:
+        return None
+    if weight.axis != 0:
+        return f"{weight.tensor} keeps its output channels in dimension 1: only `group: null` fits"
+    elements = 1
+    for size in sizes[1:]:
+        elements *= size
+    if elements % weight.group == 0:
+        return None
+    fitting = [n for n in range(2, elements + 1) if elements % n == 0]
+    near = sorted(fitting, key=lambda n: (abs(n - weight.group), n))[:6]  # type: ignore[operator]
+    works = ", ".join(str(n) for n in sorted(near)) or "none"
+    return (
+        f"rows of {weight.tensor} have {elements} elements, which groups of {weight.group} do not"
+        f" divide; groups of {works} do, and `null` takes a whole row"
+    )

@@ -1,0 +1,252 @@
+"""Find grids and integers of weights, layer after layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress.errors import NumericsError
+from fxcompress.ir.ops import bind, op_name
+from passes.prune._layers.form import Form
+from passes.prune._layers.inputs import input_rows
+from passes.prune._layers.stream import advance
+from passes.prune._layers.weights import Reader
+from passes.quantize._weight_only.awq import Scaling, find_scalings, search_scale
+from passes.quantize._weight_only.gptq import Factor, factor, gptq
+from passes.quantize._weight_only.grids import Grid, fit, hqq
+from passes.quantize._weight_only.layers import Weight, input_operand
+from passes.quantize._weight_only.statistics import Inputs
+
+if TYPE_CHECKING:
+    from fxcompress.pipeline.context import Context
+    from fxcompress.rewrite import GraphRewriter
+    from passes.quantize.weight_only import WeightOnlyOptions
+
+__all__ = ["Solution", "Solved", "solve", "solve_with_data"]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A weight's grid and its integers, `[rows, groups, elements]` as floats."""
+
+    grid: Grid
+    integers: Tensor
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Solutions by tensor, how AWQ scales layers, and why it does not scale others."""
+
+    solutions: dict[str, Solution]
+    scalings: tuple[Scaling, ...] = ()
+    unscaled: Mapping[fx.Node, str] = field(default_factory=dict)
+
+
+def solve(weight: Weight, value: Tensor, options: WeightOnlyOptions) -> Solution:
+    """Return the grid and the nearest integers, by the weight alone.
+
+    Raises:
+        NumericsError: The weight holds a NaN or an infinity.
+    """
+    rows = _checked(weight, value)
+    grid = (
+        hqq(rows, weight.width)
+        if options.method == "hqq"
+        else fit(rows, weight.width, options.search)
+    )
+    return Solution(grid, grid.integers(rows))
+
+
+def solve_with_data(
+    scratch: GraphRewriter,
+    weights: tuple[Weight, ...],
+    options: WeightOnlyOptions,
+    context: Context,
+) -> Solved:
+    """Return grids and integers by tensor, and how AWQ scales the layers' inputs.
+
+    Args:
+        scratch: Holds a private copy of the Program, which is quantised on the way.
+        weights: In graph order.
+        options: The method and what belongs to it.
+        context: Holds the calibration data.
+
+    Raises:
+        DataError: The calibration split is missing or too small.
+        NumericsError: A NaN or an infinity in weights or inputs, or a Hessian without inverse.
+    """
+    run = _Run(scratch, weights, options, context)
+    batches = context.samples("calibration", options.calibration)
+    try:
+        advance(scratch.program, batches, run.readers, run.see, run.after_inputs)
+    except _Finished:
+        pass
+    scalings = {id(each): each for each in run.scalings.values()}
+    return Solved(run.solutions, tuple(scalings.values()), run.unscaled)
+
+
+class _Finished(Exception):
+    """Every weight is solved: what comes later in the graph need not be computed."""
+
+
+class _Run:
+    """Layer after layer; layers that read one tensor share its statistics."""
+
+    def __init__(
+        self,
+        scratch: GraphRewriter,
+        weights: tuple[Weight, ...],
+        options: WeightOnlyOptions,
+        context: Context,
+    ) -> None:
+        self.scratch, self.options, self.context = scratch, options, context
+        self.weights = {each.tensor: each for each in weights}
+        self.values = {name: scratch.get_tensor(name).detach() for name in self.weights}
+        self.readers = {
+            node: each
+            for each in weights
+            if each.form is not None
+            for node in each.readers
+            if op_name(node) != "embedding"
+        }
+        self.keys = {node: _key(node, each) for node, each in self.readers.items()}
+        self.inputs: dict[Any, Inputs] = {}
+        self.factors: dict[Any, Factor] = {}
+        self.complete: set[Any] = set()
+        self.scalings: dict[fx.Node, Scaling] = {}
+        self.unscaled: dict[fx.Node, str] = {}
+        self.solutions = {
+            each.tensor: solve(each, self.values[each.tensor], options)
+            for each in weights
+            if each.form is None
+        }
+        if options.method.startswith("awq"):
+            self.scalings, self.unscaled = find_scalings(scratch.program, self.readers)
+
+    def see(self, node: fx.Node, env: Mapping[fx.Node, Any]) -> None:
+        weight, key = self.readers[node], self.keys[node]
+        if key in self.complete:
+            return
+        form, shape = weight.form, self.values[weight.tensor].shape
+        assert form is not None, "only layers are watched"
+        reader = Reader(node, input_operand(node))
+        order = _natural(form, shape)
+        for _, rows in input_rows(reader, form, shape, env):
+            found = self.inputs.get(key)
+            if found is None:
+                found = self.inputs[key] = Inputs(weight.tensor, rows.shape[0], rows.shape[2])
+            found.add(rows if order is None else rows[..., order])
+
+    def after_inputs(self, node: fx.Node) -> None:
+        weight, key = self.readers[node], self.keys[node]
+        self.complete.add(key)
+        layers = [each for each in weight.readers if each in self.readers]
+        if node is layers[-1]:
+            self._solve(weight, layers)
+            self.context.progress("quantising", len(self.solutions), len(self.weights))
+        self._forget()
+        if len(self.solutions) == len(self.weights):
+            raise _Finished
+
+    def _solve(self, weight: Weight, layers: list[fx.Node]) -> None:
+        keys = list(dict.fromkeys(self.keys[each] for each in layers))
+        inputs = self.inputs[keys[0]]
+        for each in keys[1:]:
+            inputs = inputs.plus(self.inputs[each])
+        inputs.check()
+        scaling = self.scalings.get(layers[0]) if len(layers) == 1 else None
+        scale = None if scaling is None else self._scale(scaling, inputs)
+        value = self.values[weight.tensor]
+        rows = _checked(weight, value)
+        if scale is not None:
+            inputs = inputs.divided(scale)
+            rows = rows * scale.reshape(rows.shape[1:])
+        solution = self._rounded(
+            weight, rows, inputs, keys[0] if scale is None and len(keys) == 1 else None
+        )
+        self.solutions[weight.tensor] = solution
+        if self.options.sequential:
+            made = solution.grid.values(solution.integers)
+            made = made if scale is None else made / scale.reshape(rows.shape[1:])
+            self.scratch.set_tensor(
+                weight.tensor, weight.restored(made, value).to(value.dtype), tied=True
+            )
+
+    def _scale(self, scaling: Scaling, inputs: Inputs) -> Tensor:
+        """Return the factors of a group of layers, searched when the first of them is met."""
+        if scaling.factors is None:
+            weights = [self.readers[node] for node in scaling.layers]
+            rows = [(each.width, _checked(each, self.values[each.tensor])) for each in weights]
+            scaling.factors = search_scale(rows, inputs, self.options.search)
+        return scaling.factors
+
+    def _rounded(self, weight: Weight, rows: Tensor, inputs: Inputs, key: Any) -> Solution:
+        """Round each group of a convolution on inputs of its own."""
+        groups = inputs.hessian.shape[0]
+        blocks = inputs.blocks(rows.shape[-1])
+        found = []
+        for index, part in enumerate(rows.chunk(groups)):
+            grid = fit(part, weight.width, self.options.search, blocks[index])
+            if not self.options.method.endswith("gptq"):
+                found.append(Solution(grid, grid.integers(part)))
+                continue
+            factored = self.factors.get((key, index)) if key is not None else None
+            if factored is None:
+                factored = factor(
+                    inputs.hessian[index],
+                    self.options.damping,
+                    ordered=self.options.order,
+                    name=weight.tensor,
+                )
+                if key is not None:
+                    self.factors[key, index] = factored
+            found.append(Solution(grid, gptq(part, grid, factored)))
+        grid = replace(
+            found[0].grid,
+            scale=torch.cat([each.grid.scale for each in found]),
+            zero_point=torch.cat([each.grid.zero_point for each in found]),
+        )
+        return Solution(grid, torch.cat([each.integers for each in found]))
+
+    def _forget(self) -> None:
+        """Drop statistics that no weight still to be solved reads."""
+        needed = {
+            self.keys[node]
+            for node, each in self.readers.items()
+            if each.tensor not in self.solutions
+        }
+        for key in [each for each in self.inputs if each not in needed]:
+            del self.inputs[key]
+            for place in [each for each in self.factors if each[0] == key]:
+                del self.factors[place]
+
+
+def _key(node: fx.Node, weight: Weight) -> Any:
+    """Return what layers with the same inputs have in common."""
+    assert weight.form is not None, "only layers have inputs"
+    if weight.form.taps:
+        return node
+    return bind(node)[input_operand(node)]
+
+
+def _natural(form: Form, shape: torch.Size) -> Tensor | None:
+    """Return the columns of `input_rows` (taps, then channels) in a weight's own order."""
+    taps = torch.Size([shape[each] for each in form.taps]).numel()
+    if taps == 1:
+        return None
+    columns = shape[form.input] * taps
+    return torch.arange(columns).reshape(taps, -1).t().reshape(-1)
+
+
+def _checked(weight: Weight, value: Tensor) -> Tensor:
+    if not bool(value.isfinite().all()):
+        raise NumericsError(
+            f"a NaN or an infinity in {weight.tensor}",
+            hint="check the weights that the model was given",
+            where=weight.tensor,
+        )
+    return weight.grouped(value.float())

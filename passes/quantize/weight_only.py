@@ -1,0 +1,190 @@
+"""Weight-only quantization: weights as grouped integers of 2 to 8 bits, activations in float."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fxcompress.pipeline.base import Decision, Options, Pass, Preserves, Selection
+from fxcompress.rewrite.edits import Declined
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+    from fxcompress.pipeline.context import Context
+    from fxcompress.rewrite import GraphRewriter
+
+__all__ = ["WeightOnly"]
+
+Method = Literal["rtn", "hqq", "awq", "gptq", "awq+gptq"]
+
+
+class Override(Options):
+    """Another format for some layers; what is left out stays as it is for all."""
+
+    targets: tuple[str, ...] = Field(min_length=1, description="Globs over node ids.")
+    bits: int | None = Field(default=None, ge=2, le=8, description="Width of the integers.")
+    group: int | Literal["channel"] | None = Field(
+        default=None, description="Elements of a row that share a scale, or `channel`: the row."
+    )
+    symmetric: bool | None = Field(default=None, description="Zero point in the middle.")
+
+
+class WeightOnlyOptions(Selection):
+    """Options of `quantize.weight_only`. The selection is over layers and embeddings."""
+
+    bits: int = Field(default=4, ge=2, le=8, description="Width of the integers.")
+    group: int | None = Field(
+        default=64, ge=2, description="Elements of a row that share a scale; null: the whole row."
+    )
+    symmetric: bool = Field(default=False, description="Zero point in the middle of the integers.")
+    method: Method = Field(
+        default="rtn",
+        description="Round to nearest (rtn), HQQ, AWQ, GPTQ, or GPTQ on the scales of AWQ.",
+    )
+    search: Literal["minmax", "mse"] = Field(
+        default="mse", description="Cover every weight, or clip where that lowers the error."
+    )
+    embeddings: bool = Field(default=False, description="Quantise embedding tables too.")
+    calibration: int = Field(
+        default=32, ge=1, description="Samples of the calibration split (awq, gptq)."
+    )
+    sequential: bool = Field(
+        default=True, description="A layer sees what the quantised layers before it give (gptq)."
+    )
+    order: bool = Field(
+        default=True, description="Round the columns with the largest inputs first (gptq)."
+    )
+    damping: float = Field(
+        default=0.01, gt=0, description="Part of its mean added to the Hessian's diagonal (gptq)."
+    )
+    overrides: tuple[Override, ...] = Field(
+        default=(), description="Other formats for some layers; the first that matches counts."
+    )
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class WeightEntry(_Entry):
+    """The quantizer of one weight.
+
+    Its scales and zero points are in `arrays[path + ".scale"]` and `".zero_point"`, its integers,
+    packed, in `".integers"`.
+
+    Attributes:
+        path: Where the quantizer goes.
+        tensor: The parameter.
+        layers: The nodes that read it.
+        bits: Width of the integers.
+        symmetric: Signed, with zero point 0; else unsigned.
+        axis: Dimension of the rows.
+        group: Elements of a row that share a scale.
+        shape: Shape of the scale.
+        unscaled: Why AWQ gives it no scales, where it was asked to.
+    """
+
+    path: str
+    tensor: str
+    layers: tuple[str, ...]
+    bits: int
+    symmetric: bool
+    axis: int
+    group: int | None
+    shape: tuple[int, ...]
+    unscaled: str | None = None
+
+
+class Fold(_Entry):
+    """A tensor that is divided along `dim` by `arrays[tensor + ".divisor"]`.
+
+    The layers that read the result were multiplied by the same numbers before they were rounded.
+    """
+
+    tensor: str
+    dim: int
+
+
+class WeightOnlyDecision(Decision):
+    """Every quantizer that will be in the graph, what AWQ folds, and what stays in float."""
+
+    method: Method = "rtn"
+    weights: tuple[WeightEntry, ...] = ()
+    folds: tuple[Fold, ...] = ()
+    declined: tuple[Declined, ...] = ()
+
+    def summary(self) -> tuple[str, ...]:
+        """Return how many weights get how many bits."""
+        formats: dict[str, int] = {}
+        for each in self.weights:
+            per = "channel" if each.group is None else f"group of {each.group}"
+            name = f"{each.bits}-bit integers per {per}"
+            formats[name] = formats.get(name, 0) + 1
+        return tuple(
+            f"{count} weights as {name} ({self.method})" for name, count in formats.items()
+        )
+
+
+class WeightOnly(Pass[WeightOnlyOptions, WeightOnlyDecision]):
+    """Store weights as grouped integers; layers compute in float with what they give back.
+
+    A row of a weight is cut in groups of `group` elements. Each has a scale s and a whole zero
+    point z; w becomes q = clamp(round(w / s) + z, qmin, qmax), read back as (q − z)·s:
+
+    - `rtn`: every weight to its nearest integer, the range of a group covering all of it
+      (`search: minmax`) or shrunk to the least squared error (`mse`);
+    - `hqq`: s and z that minimise Σ|w − (q − z)·s|^0.7 by half-quadratic splitting (Badri & Shaji,
+      2023, "Half-Quadratic Quantization of Large Machine Learning Models");
+    - `gptq`: column by column, each rounding error made up for by the columns still in float, the
+      least-squares way for the inputs X of the calibration data (Frantar et al., 2023,
+      arXiv:2210.17323), the scales fixed beforehand;
+    - `awq`: input channels are multiplied by max(mean|x|)^α, normalised, before they are rounded,
+      and what makes these inputs (a norm's weight, a linear layer) is divided by the same; α is
+      the one with the least output error (Lin et al., 2024, arXiv:2306.00978);
+    - `awq+gptq`: the rounding of GPTQ on the channels as AWQ scales them.
+
+    Where there is calibration data, the search for a range minimises the error of the layer's
+    output. The parameter becomes what its integers stand for.
+
+    Preserves: approximate. Needs: a `calibration` split for awq and gptq.
+    """
+
+    Options: ClassVar[type[Options]] = WeightOnlyOptions
+    Decision: ClassVar[type[Decision]] = WeightOnlyDecision
+    preserves: ClassVar[Preserves] = "approximate"
+
+    def reads(self, options: WeightOnlyOptions) -> frozenset[str]:
+        """Return `calibration` for the methods that look at inputs."""
+        return frozenset() if options.method in ("rtn", "hqq") else frozenset({"calibration"})
+
+    def decide(
+        self, program: Program, options: WeightOnlyOptions, context: Context
+    ) -> WeightOnlyDecision:
+        """Return the quantizers; with their scales and integers, unless planning.
+
+        Raises:
+            SelectorError: The selection fits no layer, or not as many as expected.
+            UsageError: No layer of the selection can be quantised, or the group does not fit a
+                layer that was named.
+            DataError: The calibration split is missing or too small.
+            NumericsError: A NaN or an infinity in weights or in what they are multiplied with.
+        """
+        from passes.quantize._weight_only.decide import decide
+
+        return decide(program, options, context)
+
+    def rewrite(self, rewriter: GraphRewriter, decision: WeightOnlyDecision) -> None:
+        """Insert the quantizers and set the weights; pending scales are 1."""
+        from passes.quantize._weight_only.insert import fold, insert
+
+        for declined in decision.declined:
+            rewriter.decline(declined.node, declined.reason, declined.because_of)
+        fold(rewriter, decision.folds, decision.arrays)
+        insert(rewriter, decision.weights, decision.arrays)
+
+    def ensures(self, before: Program, after: Program, decision: WeightOnlyDecision) -> None:
+        """Check that every layer decided on reads a quantised weight, which holds its integers."""
+        from passes.quantize._weight_only.insert import check
+
+        check(after, decision.weights, decision.arrays)
