@@ -111,10 +111,10 @@ def _quantizer(node: fx.Node) -> FakeQuantize | None:
 
 
 def _freeze(module: fx.GraphModule) -> None:
-    """Replace quantizers whose scale is trained by copies that hold what was learned."""
+    """Replace quantizers that are being trained by copies that hold what they have come to."""
     for node in module.graph.nodes:
         quantizer = _quantizer(node)
-        if quantizer is not None and quantizer.learned:
+        if quantizer is not None and (quantizer.learned or quantizer.tracking):
             module.set_submodule(str(node.target), copy.deepcopy(quantizer).freeze())
 
 

@@ -18,7 +18,7 @@ is called again on the result; quantising twice with one scale is exact.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from fxcompress.nn._affine import (
     grouped,
     to_integers,
 )
+from fxcompress.nn._tracking import RangeTracker
 
 __all__ = ["FakeQuantize", "affine_parameters"]
 
@@ -53,9 +54,13 @@ class FakeQuantize(nn.Module):
         axis: The dimension with one scale per entry, or None for one scale.
         group: How many consecutive elements of a channel share a scale.
         shape: The shape of `scale` and `zero_point`.
-        learned: `scale` is a parameter that is trained, and so is `zero_point` unless symmetric
-            (LSQ, Esser et al., 2020, arXiv:1902.08153; LSQ+, Bhalgat et al., 2020,
-            arXiv:2004.09576). Values are the same; `freeze` makes them buffers again.
+        learned: `scale` is a parameter that is trained (LSQ, Esser et al., 2020,
+            arXiv:1902.08153), with `offset` the zero point too (LSQ+, Bhalgat et al., 2020,
+            arXiv:2004.09576).
+        tracking: In training the range follows the tensor: the weight of a new step against the
+            average so far, 0 for a fixed range.
+        delay: In training the first so many steps only watch (with `tracking`).
+        clip: A tracked range ends at the mean ± so many standard deviations.
 
     Raises:
         UsageError: The arguments contradict each other.
@@ -77,7 +82,10 @@ class FakeQuantize(nn.Module):
         axis: int | None = None,
         group: int | None = None,
         shape: Sequence[int] = (),
-        learned: bool = False,
+        learned: Literal["", "scale", "offset"] = "",
+        tracking: float = 0.0,
+        delay: int = 0,
+        clip: float | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -104,24 +112,54 @@ class FakeQuantize(nn.Module):
         self.register_buffer(
             "zero_point", torch.full(tuple(shape), middle, dtype=torch.int32, device=device)
         )
+        self.tracker = (
+            RangeTracker(tracking, delay, clip, shape=shape, device=device) if tracking else None
+        )
         if learned:
-            self.learn()
+            self.learn(offset=learned == "offset")
 
     @property
-    def learned(self) -> bool:
-        """Whether the scale is trained."""
-        return isinstance(self.scale, nn.Parameter)
+    def learned(self) -> Literal["", "scale", "offset"]:
+        """What is trained: nothing, the scale, or the zero point too."""
+        if not isinstance(self.scale, nn.Parameter):
+            return ""
+        return "offset" if isinstance(self.zero_point, nn.Parameter) else "scale"
 
-    def learn(self) -> "FakeQuantize":
-        """Make the scale, and the zero point unless symmetric, parameters; return self."""
-        for name in ("scale",) if self.symmetric else ("scale", "zero_point"):
+    @property
+    def tracking(self) -> float:
+        """Weight of a new training step in the range; 0 where it is fixed."""
+        return self.tracker.momentum if self.tracker else 0.0
+
+    @property
+    def delay(self) -> int:
+        """How many training steps only watch."""
+        return self.tracker.delay if self.tracker else 0
+
+    @property
+    def clip(self) -> float | None:
+        """Where a tracked range ends, in standard deviations."""
+        return self.tracker.clip if self.tracker else None
+
+    def learn(self, *, offset: bool = False) -> "FakeQuantize":
+        """Make the scale, and with `offset` the zero point, parameters; return self.
+
+        Raises:
+            UsageError: The zero point of a symmetric quantizer has its place.
+        """
+        if offset and self.symmetric:
+            raise UsageError(
+                "a symmetric quantizer cannot learn an offset",
+                reason="its zero point is the middle of the range",
+            )
+        for name in ("scale", "zero_point") if offset else ("scale",):
             value = getattr(self, name).detach().float()
             delattr(self, name)
             self.register_parameter(name, nn.Parameter(value))
         return self
 
     def freeze(self) -> "FakeQuantize":
-        """Make learned parameters buffers: a scale above 0, an integer in range; return self."""
+        """End training: scale and zero point are valid and fixed from here on; return self."""
+        self.tracker = None
         scale, zero_point = (part.detach().clone() for part in self._valid())
         for name in ("scale", "zero_point"):
             delattr(self, name)
@@ -157,6 +195,8 @@ class FakeQuantize(nn.Module):
         The gradient passes straight through where `x` is in range, and is 0 where it is clamped
         (Bengio et al., 2013, arXiv:1308.3432); a learned step has gradients of its own.
         """
+        if self.training and self.tracker is not None and not self._track(self.tracker, x):
+            return x
         scale, zero_point = self._parameters_for(x)
         if torch.is_grad_enabled() and (x.requires_grad or self.learned):
             limits = (self.qmin, self.qmax)
@@ -164,6 +204,13 @@ class FakeQuantize(nn.Module):
             return cast(Tensor, through(x, scale, zero_point, *limits, self.group))
         q = to_integers(grouped(x, self.group), scale, zero_point, self.qmin, self.qmax)
         return ((q - zero_point) * scale).reshape(x.shape).to(x.dtype)
+
+    def _track(self, tracker: RangeTracker, x: Tensor) -> bool:
+        """Let the range follow `x`; return whether it is to be rounded already."""
+        self.fit(*tracker.update(x, self.axis, self.group))
+        waiting = tracker.waiting
+        tracker.steps += 1
+        return not waiting
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return the integers, as int32 of the shape of `x`."""
@@ -192,9 +239,11 @@ class FakeQuantize(nn.Module):
         parts = [f"bits={self.bits}"]
         parts += [f"{name}={getattr(self, name)}" for name in ("signed", "symmetric")
                   if not getattr(self, name)]  # fmt: skip
-        parts += [f"{name}=True" for name in ("narrow", "learned") if getattr(self, name)]
+        parts += ["narrow=True"] if self.narrow else []
         parts += [f"{name}={getattr(self, name)}" for name in ("axis", "group")
                   if getattr(self, name) is not None]  # fmt: skip
+        parts += [f"{name}={getattr(self, name)!r}" for name in ("learned", "tracking", "delay")
+                  if getattr(self, name)]  # fmt: skip
         return ", ".join(parts)
 
     def _parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,7 +263,7 @@ class FakeQuantize(nn.Module):
         if not self.learned:
             return self.scale, self.zero_point
         zero_point = self.zero_point
-        if not self.symmetric:
+        if zero_point.is_floating_point():
             zero_point = _through(zero_point, zero_point.round().clamp(self.qmin, self.qmax))
         return _through(self.scale, self.scale.clamp_min(_SMALLEST_SCALE)), zero_point
 

@@ -196,7 +196,7 @@ LEARNED = st.fixed_dictionaries(
 @settings(max_examples=80, deadline=None)
 @given(LEARNED, VALUES)
 def test_learning_changes_no_value_and_freezing_brings_buffers_back(kind, x):
-    plain, learned = fitted(x, **kind), fitted(x, **kind).learn()
+    plain, learned = fitted(x, **kind), fitted(x, **kind).learn(offset=not kind["symmetric"])
     assert torch.equal(learned(x), plain(x))
     assert torch.equal(learned(x.clone().requires_grad_()), plain(x))
     assert torch.equal(learned.quantize(x), plain.quantize(x))
@@ -210,7 +210,8 @@ def test_learning_changes_no_value_and_freezing_brings_buffers_back(kind, x):
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_learned_gradients_are_those_of_the_papers(symmetric):
-    fake = FakeQuantize(4, signed=False, symmetric=symmetric, learned=True)
+    kind = "scale" if symmetric else "offset"
+    fake = FakeQuantize(4, signed=False, symmetric=symmetric, learned=kind)
     with torch.no_grad():
         fake.scale.fill_(0.5)
         fake.zero_point.fill_(6)
@@ -236,11 +237,11 @@ def test_learned_gradients_are_those_of_the_papers(symmetric):
 
 def test_learned_scales_per_channel_get_the_gradient_of_their_channel():
     x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    whole = FakeQuantize(4, narrow=True, axis=0, shape=(3,), learned=True)
+    whole = FakeQuantize(4, narrow=True, axis=0, shape=(3,), learned="scale")
     whole.fit(x.amin(1) / 2, x.amax(1) / 2)
     whole(x).square().sum().backward()
     for row in range(3):
-        alone = FakeQuantize(4, narrow=True, learned=True)
+        alone = FakeQuantize(4, narrow=True, learned="scale")
         with torch.no_grad():
             alone.scale.copy_(whole.scale[row])
         alone(x[row]).square().sum().backward()
@@ -249,7 +250,7 @@ def test_learned_scales_per_channel_get_the_gradient_of_their_channel():
 
 def test_training_the_step_lowers_the_error():
     x = torch.randn(4096, generator=torch.Generator().manual_seed(0))
-    fake = FakeQuantize(2, symmetric=False).fit(x.min(), x.max()).learn()
+    fake = FakeQuantize(2, symmetric=False).fit(x.min(), x.max()).learn(offset=True)
     before = (fake(x) - x).square().mean().item()
     optimiser = torch.optim.Adam(fake.parameters(), lr=0.02)
     for _ in range(200):
@@ -260,10 +261,53 @@ def test_training_the_step_lowers_the_error():
 
 
 def test_a_step_trained_below_zero_still_counts_as_positive():
-    fake = FakeQuantize(learned=True)
+    fake = FakeQuantize(learned="scale")
     with torch.no_grad():
         fake.scale.fill_(-1.0)
     assert bool(torch.isfinite(fake(torch.ones(3))).all())
     fake(torch.ones(3, requires_grad=True)).sum().backward()
     assert fake.scale.grad is not None
     assert fake.freeze().scale.item() > 0
+
+
+def test_a_tracked_range_follows_training_and_stays_in_eval():
+    fake = FakeQuantize(signed=False, symmetric=False, tracking=0.25)
+    one, two = torch.tensor([-1.0, 3.0]), torch.tensor([-5.0, 7.0])
+    fake.train()(one)
+    assert (fake.tracker.low.item(), fake.tracker.high.item()) == (-1.0, 3.0)
+    fake(two)
+    low, high = -1 + 0.25 * (-5 + 1), 3 + 0.25 * (7 - 3)
+    assert fake.scale.item() == pytest.approx((high - low) / 255)
+    before = fake.scale.clone()
+    fake.eval()(100 * two)
+    assert torch.equal(fake.scale, before)
+    frozen = fake.freeze()
+    assert not any("tracker" in name for name in frozen.state_dict())
+    assert torch.equal(frozen.train()(100 * two), fake.eval()(100 * two))
+
+
+def test_a_delayed_quantizer_watches_first():
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    fake = FakeQuantize(2, tracking=1.0, delay=2).train()
+    assert torch.equal(fake(x), x)
+    assert not torch.equal(fake.eval()(x), x), "in eval mode it always rounds"
+    assert torch.equal(fake.train()(x), x)
+    assert not torch.equal(fake(x), x)
+    copy = FakeQuantize(2, tracking=1.0, delay=2).train()
+    copy.load_state_dict(fake.state_dict())
+    assert not torch.equal(copy(x), x), "how long it waited is part of the state"
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_a_clipped_range_leaves_outliers_out(axis):
+    x = torch.randn(3, 400, generator=torch.Generator().manual_seed(0))
+    x[1, 7] = 60.0
+    shape = () if axis is None else (x.shape[axis],)
+    fake = FakeQuantize(4, narrow=True, axis=axis, shape=shape, tracking=1.0, clip=2.0).train()
+    fake(x)
+    rows = x.reshape(1, -1) if axis is None else x.movedim(axis, 0)
+    reach = torch.maximum(
+        (rows.mean(1) - 2 * rows.std(1, correction=0)).maximum(rows.amin(1)).abs(),
+        (rows.mean(1) + 2 * rows.std(1, correction=0)).minimum(rows.amax(1)).abs(),
+    )
+    assert torch.allclose(fake.scale.flatten(), reach / 7, rtol=1e-5)
