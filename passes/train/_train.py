@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxcompress.errors import PassError, UsageError
 from fxcompress.pipeline.selectors import Selector
@@ -51,14 +51,12 @@ def train(
     """
     names = tuple(selected(program, Selector()) if names is None else names)
     state = program.state()
-    check_recipe(options, [state[name] for name in names])
+    tensors = [state[name] for name in names]
+    check_recipe(options, tensors)
     functions = _functions(options, context)
     decision = TrainDecision(parameters=names, declined=_unlike(program))
     if context.planning:
-        count = sum(state[name].numel() for name in names)
-        what = f"{len(names)} tensors ({count:,} parameters)"
-        pending = f"{what}: known after training ({_length(options)} on {options.split})"
-        return decision.model_copy(update={"pending": (pending,)})
+        return decision.model_copy(update={"pending": (_pending(options, tensors),)})
     module = training_copy(program)
     metric = context.metric
     done = fit(
@@ -115,13 +113,18 @@ def _unlike(program: Program) -> tuple[Declined, ...]:
     )
 
 
-def _length(options: TrainOptions) -> str:
-    parts: Sequence[str] = [
-        f"{count} {what}{'s' if count > 1 else ''}"
-        for count, what in ((options.epochs, "epoch"), (options.steps, "step"))
-        if count is not None
-    ]
-    return " or ".join(parts)
+def _pending(options: TrainOptions, tensors: Sequence[Tensor]) -> str:
+    """Return what a plan says of a training that is to come."""
+    count = sum(tensor.numel() for tensor in tensors)
+    length = " or ".join(
+        f"{number} {what}{'s' if number > 1 else ''}"
+        for number, what in ((options.epochs, "epoch"), (options.steps, "step"))
+        if number is not None
+    )
+    return (
+        f"{len(tensors)} tensors ({count:,} parameters): known after training "
+        f"({length} on {options.split})"
+    )
 
 
 def _teacher(options: TrainOptions, context: Context) -> nn.Module | None:

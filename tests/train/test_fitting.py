@@ -1,4 +1,4 @@
-"""The training loop: reproducible, resumable, hookable, and clear about what it refuses."""
+"""The training loop: what a step is, how long it goes on, and what it refuses."""
 
 import math
 
@@ -6,113 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fxcompress.errors import DataError, NumericsError, RunFolderError, UsageError
+from fxcompress.errors import DataError, NumericsError, UsageError
 from fxcompress.train import FitConfig, Hooks, fit
-from fxcompress.train._optimizers import _classes, _schedulers
-
-OPTIMIZERS = sorted(set(_classes(torch.optim, torch.optim.Optimizer)) - {"LBFGS", "SparseAdam"})
-SCHEDULERS = {
-    "ConstantLR": {}, "CosineAnnealingLR": {}, "CosineAnnealingWarmRestarts": {"T_0": 5},
-    "CyclicLR": {"base_lr": 0.001, "max_lr": 0.01, "cycle_momentum": False},
-    "ExponentialLR": {"gamma": 0.9}, "LinearLR": {"total_iters": "all"},
-    "MultiStepLR": {"milestones": [3, 9]}, "OneCycleLR": {"max_lr": 0.01},
-    "PolynomialLR": {"total_iters": "all"}, "ReduceLROnPlateau": {"patience": 0},
-    "StepLR": {"step_size": 4},
-}  # fmt: skip
-
-
-def net(dropout=0.2):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Linear(6, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout),
-            nn.Linear(16, 3, bias=False),
-        )  # fmt: skip
-
-
-def batches(count=6, size=8, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count * size, 6, generator=generator)
-    y = (x @ torch.randn(6, 3, generator=generator)).argmax(1)
-    return [((a,), b) for a, b in zip(x.split(size), y.split(size), strict=True)]
-
-
-def config(**options):
-    return FitConfig.model_validate({"epochs": 2, **options})
-
-
-def bits(module):
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_at(step):
-    def report(text, done, total):
-        if done == step:
-            raise Killed
-
-    return report
-
-
-def whole_and_resumed(tmp_path, options, at, **kwargs):
-    whole = net()
-    expected = fit(whole, config(**options), batches(), seed=3, **kwargs)
-    with pytest.raises(Killed):
-        fit(net(), config(**options), batches(), seed=3, snapshots=tmp_path,
-            progress=killed_at(at), **kwargs)  # fmt: skip
-    assert list(tmp_path.glob("step-*"))
-    resumed = net()
-    # What the caller drew meanwhile must not matter.
-    torch.rand(17)
-    found = fit(resumed, config(**options), batches(), seed=3, snapshots=tmp_path, **kwargs)
-    assert found.history == expected.history
-    assert (found.best, found.kept) == (expected.best, expected.kept)
-    return bits(whole), bits(resumed)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimiser_resumes_to_the_same_bits(tmp_path, name):
-    matrices = ["0.weight", "4.weight"] if name == "Muon" else None
-    options = {"optimizer": {"use": name}, "snapshot": 4}
-    assert same(*whole_and_resumed(tmp_path, options, at=10, names=matrices))
-
-
-@pytest.mark.parametrize("name", sorted(SCHEDULERS))
-@pytest.mark.parametrize("per", ["step", "epoch"])
-def test_every_scheduler_resumes_to_the_same_bits(tmp_path, name, per):
-    options = {
-        "epochs": 3, "snapshot": 4, "optimizer": {"use": "SGD", "lr": 0.05, "momentum": 0.9},
-        "scheduler": {"use": name, "per": per, **SCHEDULERS[name]},
-    }  # fmt: skip
-    assert same(*whole_and_resumed(tmp_path, options, at=14))
-
-
-def test_every_scheduler_is_tried():
-    assert set(SCHEDULERS) == set(_schedulers())
-
-
-@pytest.mark.parametrize("shuffle", ["batches", "samples", "none"])
-def test_every_order_resumes_to_the_same_bits(tmp_path, shuffle):
-    options = {"shuffle": shuffle, "snapshot": 5, "scheduler": {"use": "StepLR", "step_size": 3,
-               "warmup": 2}, "clip_norm": 0.5, "keep": "best"}  # fmt: skip
-    assert same(*whole_and_resumed(tmp_path, options, at=9))
-
-
-def test_a_finished_training_is_not_done_again(tmp_path):
-    first = net()
-    expected = fit(first, config(), batches(), snapshots=tmp_path)
-    again, told = net(), []
-    found = fit(again, config(), batches(), snapshots=tmp_path, progress=lambda *a: told.append(a))
-    assert not told
-    assert found.history == expected.history
-    assert same(bits(first), bits(again))
+from tests.train.trainings import batches, bits, config, net, same
 
 
 def test_what_is_around_is_left_as_it_was():
@@ -231,72 +127,6 @@ def test_a_stream_without_an_end_is_trained_on_by_steps():
     assert [(epoch.epoch, epoch.step) for epoch in done.history] == [(1, 20)]
 
 
-@pytest.mark.parametrize("at", range(0, 60, 4))
-def test_a_training_killed_while_it_writes_a_snapshot_ends_in_the_same_bits(
-    tmp_path, monkeypatch, at
-):
-    """Dies before the call numbered `at` of what touches the disk."""
-    import os
-    import shutil
-
-    from fxcompress import _files
-    from fxcompress.train import _snapshots
-
-    whole = net()
-    fit(whole, config(snapshot=3), batches())
-    calls = iter(range(10_000))
-
-    def deadly(function):
-        def call(*args, **kwargs):
-            if next(calls) == at:
-                raise Killed
-            return function(*args, **kwargs)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_snapshots, "write_tensors", deadly(_snapshots.write_tensors))
-        patch.setattr(_files, "sync_folder", deadly(_files.sync_folder))
-        patch.setattr(os, "fsync", deadly(os.fsync))
-        patch.setattr(shutil, "rmtree", deadly(shutil.rmtree))
-        try:
-            fit(net(), config(snapshot=3), batches(), snapshots=tmp_path)
-        except Killed:
-            pass
-        else:
-            assert at >= next(calls) - 1, "every call before the last kills"
-    resumed = net()
-    fit(resumed, config(snapshot=3), batches(), snapshots=tmp_path)
-    assert same(bits(whole), bits(resumed))
-
-
-class Augmented:
-    """A source that draws from torch's default generator, and cannot be indexed."""
-
-    def __iter__(self):
-        for (x,), y in batches():
-            yield (x + torch.randn(x.shape),), y
-
-
-def test_augmentation_and_dropout_do_not_disturb_each_other(tmp_path):
-    seen = []
-
-    def watch(dropout, **kwargs):
-        seen.clear()
-        model = net(dropout)
-        model.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
-        fit(model, config(snapshot=5), Augmented(), **kwargs)
-        return list(seen)
-
-    plain, dropping = watch(0.0), watch(0.5)
-    assert len(plain) == 12
-    assert all(torch.equal(a, b) for a, b in zip(plain, dropping, strict=True))
-    with pytest.raises(Killed):
-        watch(0.5, snapshots=tmp_path, progress=killed_at(9))
-    resumed = watch(0.5, snapshots=tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(dropping[5:], resumed, strict=True))
-
-
 def test_epochs_differ_in_order_and_samples_are_all_seen():
     for shuffle in ("batches", "samples"):
         seen = []
@@ -323,39 +153,12 @@ def test_batches_that_are_not_alike_cannot_be_shuffled_by_samples():
         fit(net(), config(shuffle="samples"), data)
 
 
-def test_a_split_that_became_shorter_is_noticed(tmp_path):
-    with pytest.raises(Killed):
-        fit(net(), config(snapshot=5), batches(), snapshots=tmp_path, progress=killed_at(6))
-    with pytest.raises(DataError, match="shorter than when the training began"):
-        fit(net(), config(snapshot=5), batches(3), snapshots=tmp_path)
-
-
 def test_a_batch_too_small_for_batch_norms_is_named():
     data = batches()
     data[3] = ((data[3][0][0][:1],), data[3][1][:1])
     with pytest.raises(DataError, match="batch 3 of epoch 1 is too small"):
         fit(net(), config(shuffle="none"), data)
     fit(net(), config(shuffle="none", batch_norm="frozen"), data)
-
-
-def test_a_snapshot_of_another_training_is_refused_with_the_difference(tmp_path):
-    fit(net(), config(), batches(), snapshots=tmp_path)
-    with pytest.raises(RunFolderError, match="of another training") as caught:
-        fit(net(), config(clip_norm=2.0), batches(), snapshots=tmp_path)
-    assert "clip_norm was None and is 2.0" in caught.value.reason
-    other = net()
-    with torch.no_grad():
-        other[0].weight.add_(1)
-    with pytest.raises(RunFolderError, match="start was"):
-        fit(other, config(), batches(), snapshots=tmp_path)
-
-
-def test_a_damaged_snapshot_is_refused(tmp_path):
-    fit(net(), config(), batches(), snapshots=tmp_path)
-    path = next(tmp_path.glob("step-*")) / "tensors.safetensors"
-    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
-    with pytest.raises(RunFolderError, match="damaged"):
-        fit(net(), config(), batches(), snapshots=tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoilt(tmp_path):
