@@ -1,19 +1,11 @@
-"""The pass `train.fit`: what it decides, replays, resumes and refuses."""
-
-import json
+"""`train.fit`: what it learns, changes, decides, replays and resumes."""
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 from fxcompress import compress
 from fxcompress.errors import (
-    DataError,
-    NumericsError,
-    PassError,
-    SelectorError,
-    SpecError,
     UsageError,
 )
 from fxcompress.ir import Note, capture
@@ -23,50 +15,7 @@ from fxcompress.train.metrics import BUILT_IN
 from passes.train.fit import Fit
 from tests.passes.models import ResNet, image_batches
 from tests.passes.support import apply, seeded
-
-
-class Small(nn.Module):
-    """Two convolutions with batch norms, dropout and a classifier, for 8 x 8 digits."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16)
-        self.conv2, self.bn2 = nn.Conv2d(16, 16, 3, 2, padding=1), nn.BatchNorm2d(16)
-        self.drop, self.fc = nn.Dropout(0.1), nn.Linear(16 * 16, 10)
-
-    def forward(self, x):
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = torch.relu(self.bn2(self.conv2(x)))
-        return self.fc(self.drop(x.flatten(1)))
-
-
-def digits(size=64, train=1200):
-    raw = load_digits()
-    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
-    images = (torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 8 - 1)[order]
-    classes = torch.tensor(raw.target)[order]
-
-    def cut(low, high):
-        pairs = zip(images[low:high].split(size), classes[low:high].split(size), strict=True)
-        return [((x,), y) for x, y in pairs]
-
-    return {"train": cut(0, train), "calibration": cut(0, 128), "eval": cut(1200, 1797)}
-
-
-def small():
-    return capture(seeded(Small), (torch.zeros(2, 1, 8, 8),))
-
-
-def step(**options):
-    defaults = {"epochs": 2, "optimizer": {"use": "AdamW", "lr": 3e-3}}
-    return {"use": "train.fit", **defaults, **options}
-
-
-def run(options=None, *, program=None, data=None, steps=(), **kwargs):
-    steps = [step(**(options or {})), *steps]
-    return compress(
-        program or small(), steps, data=data or digits(), metric=BUILT_IN["accuracy"], **kwargs
-    )
+from tests.passes.train.digits import Killed, digits, kill_at, run, small, step
 
 
 def test_a_small_network_learns_the_digits_and_the_history_says_how():
@@ -126,18 +75,6 @@ def test_a_locked_run_replays_without_training(tmp_path):
     assert not [event for event in events if event.kind == "progress"]
 
 
-class Killed(BaseException):
-    """What no handler of the pipeline takes for a failure."""
-
-
-def kill_at(step_number):
-    def listen(event):
-        if event.kind == "progress" and event.done == step_number:
-            raise Killed
-
-    return listen
-
-
 @pytest.mark.parametrize("snapshot", [None, 5])
 @pytest.mark.parametrize("at", [7, 19, 33])
 def test_a_killed_run_ends_in_the_same_bytes(tmp_path, at, snapshot):
@@ -157,50 +94,6 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, at, snapshot):
     assert not (tmp_path / "killed/scratch").exists()
 
 
-def test_a_plan_says_what_will_be_trained_and_checks_the_recipe():
-    decision = apply(Fit, small(), {"epochs": 3}, Context(planning=True)).decision
-    assert decision.pending == (
-        "10 tensors (5,114 parameters): known after training (3 epochs on train)",
-    )
-    for options, message in [
-        ({"optimizer": {"use": "Adamm"}}, "did you mean `Adam`"),
-        ({"optimizer": {"use": "SGD", "momentun": 0.9}}, "did you mean `momentum`"),
-        ({"optimizer": {"use": "LBFGS"}}, "calls the loss several times"),
-        ({"optimizer": {"use": "SGD", "momentum": -1.0}}, "Invalid momentum"),
-        ({"scheduler": {"use": "CosineAnealingLR"}}, "did you mean `CosineAnnealingLR`"),
-        ({"scheduler": {"use": "StepLR"}}, "StepLR needs `step_size`"),
-        ({"scheduler": {"use": "LambdaLR"}}, "torch has no scheduler `LambdaLR`"),
-        ({"scheduler": {"use": "OneCycleLR", "max_lr": 0.1, "warmup": 3}}, "takes no `warmup`"),
-    ]:
-        with pytest.raises(UsageError) as caught:
-            apply(Fit, small(), {"epochs": 3, **options}, Context(planning=True))
-        assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"epochs": None}, "say how long to train"),
-        ({"losses": [{"use": "soft_labels"}]}, "say `teacher: original`"),
-        ({"teacher": "original"}, "no loss compares with the teacher"),
-        ({"losses": [{"use": "hard_label"}]}, "unknown `hard_label`"),
-        ({"losses": [{"use": "mse", "smoothing": 0.1}]}, "unknown key"),
-        ({"epoch": 3}, "unknown key"),
-        (
-            {
-                "teacher": "original",
-                "losses": [{"use": "soft_labels", "temperature": {"from": 4, "to": 0}}],
-            },
-            "a temperature is above 0",
-        ),
-    ],
-)
-def test_options_that_contradict_are_refused(options, message):
-    with pytest.raises(SpecError) as caught:
-        run(options)
-    assert message in str(caught.value)
-
-
 def test_parameters_are_chosen_by_op_and_class():
     def chosen(**options):
         context = Context(planning=True)
@@ -210,38 +103,6 @@ def test_parameters_are_chosen_by_op_and_class():
     assert chosen(types=["batch_norm"]) == norms
     assert chosen(types=["torch.nn.BatchNorm2d"]) == norms
     assert chosen(types=["Conv2d"], exclude=["*.bias"]) == ("conv1.weight", "conv2.weight")
-
-
-def test_targets_that_match_nothing_are_refused():
-    with pytest.raises(SelectorError, match=r"write `fc\.\*`") as caught:
-        run({"targets": ["fc"]})
-    assert "holds 2 candidates" in str(caught.value)
-    with pytest.raises(SelectorError, match="10 nodes are selected"):
-        run({"expect": 3})
-
-
-def test_a_loss_that_is_no_number_names_the_step_and_keeps_the_last_good_state(tmp_path):
-    data = digits()
-    (x,), y = data["train"][-1]
-    data["train"] = [*data["train"][:-1], ((x * float("nan"),), y)]
-    options = {"shuffle": "none", "snapshot": 10}
-    with pytest.raises(NumericsError, match=r"the loss is nan in step 19, epoch 1") as caught:
-        run(options, data=data, run_dir=tmp_path)
-    assert "step-00000010" in str(caught.value)
-    found = json.loads(next((tmp_path / "scratch").rglob("training.json")).read_text())
-    assert found["step"] == 10
-
-
-def test_data_that_do_not_fit_are_refused():
-    data = digits()
-    with pytest.raises(DataError, match="there is no split tune"):
-        run({"split": "tune"})
-    unlabelled = {**data, "train": [batch for batch, _ in data["train"]]}
-    with pytest.raises(DataError, match="no labels"):
-        run(data=unlabelled)
-    wrong = {**data, "train": [(batch, target + 1) for batch, target in data["train"]]}
-    with pytest.raises(DataError, match="none of the 10 classes"):
-        run(data=wrong)
 
 
 def test_soft_labels_pull_the_model_back_to_the_original():
@@ -283,18 +144,6 @@ def test_a_loss_of_ones_own_lies_beside_the_spec(tmp_path, monkeypatch):
         run({"losses": [{"use": "custom", "factory": "losses.py:wide"}], "epochs": 1})
     with pytest.raises(UsageError, match="has no `gapp`"):
         run({"losses": [{**own, "factory": "losses.py:gapp"}], "epochs": 1})
-
-
-def test_a_failure_leaves_a_spec_that_names_every_option(tmp_path):
-    from ruamel.yaml import YAML
-
-    data = digits()
-    data["train"] = [((torch.full((4, 1, 8, 8), float("nan")),), torch.zeros(4).long())]
-    losses = [{"use": "hard_labels", "smoothing": 0.1, "weight": {"from": 1.0, "to": 0.5}}]
-    with pytest.raises(NumericsError):
-        run({"losses": losses}, data=data, run_dir=tmp_path)
-    (spec,) = YAML(typ="safe", pure=True).load(tmp_path / "failure/spec.yaml")["passes"]
-    assert spec == {**step(losses=losses, optimizer={"lr": 3e-3}), "id": "fit"}
 
 
 def test_a_quantised_graph_trains_and_keeps_its_scales():
@@ -339,14 +188,6 @@ def test_tied_weights_stay_tied():
     assert done.decision.history[-1].loss < done.decision.history[0].loss or (
         len(done.decision.history) == 1
     )
-
-
-def test_nothing_is_changed_by_a_learning_rate_that_moves_nothing():
-    options = {
-        "epochs": 1, "batch_norm": "frozen", "optimizer": {"use": "SGD", "lr": 1e-30},
-    }  # fmt: skip
-    with pytest.raises(PassError, match="changes nothing"):
-        run(options)
 
 
 @pytest.mark.golden("passes/train/fit")

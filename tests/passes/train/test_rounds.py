@@ -5,7 +5,7 @@ import torch
 
 from fxcompress import compress
 from fxcompress.train.metrics import BUILT_IN
-from tests.passes.train.test_fit import Killed, digits, small, step
+from tests.passes.train.digits import Killed, digits, small, step
 
 
 def test_a_round_killed_in_its_training_ends_in_the_same_bits(tmp_path):
