@@ -47,7 +47,7 @@ def run_masked(reference: nn.Module, call: Callable[[], Any], *, everywhere: boo
     variances written out in a module called a norm, those that are not zero on the whole batch when
     the norm takes its first statistic (what it centres afterwards is minus the mean at a removed
     channel). With `everywhere`, means and variances over one dimension count so outside of norms
-    too.
+    too, and what is zero along a dimension that a norm does not normalise stays zero.
     """
     mode = _KeptStatistics(everywhere)
     handles = [handle for m in reference.modules() if _is_norm(m) for handle in _inside(m, mode)]
@@ -94,7 +94,8 @@ class _KeptStatistics(TorchFunctionMode):
         replace = _ALWAYS.get(func)
         if replace is None:
             return func(*args, **kwargs)
-        return replace(func, *args, **kwargs)
+        out = replace(func, *args, **kwargs)
+        return _silence(args[0], out) if self.everywhere and func in _ROW_NORMS else out
 
     def statistic(self, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Take a mean, variance or deviation over one dimension of what is kept along it."""
@@ -123,6 +124,15 @@ def _layer_norm(
         input[..., kept], [int(kept.sum())], None if weight is None else weight[kept],
         None if bias is None else bias[kept], *rest, **options,
     )  # fmt: skip
+    return out
+
+
+def _silence(input: Tensor, out: Tensor) -> Tensor:
+    """Keep zero what was: along a dimension that is not normalised, a norm would add its shift."""
+    for dim in range(1, input.ndim - 1):
+        kept = _kept(input, dim)
+        if not bool(kept.all()):
+            out = out.index_fill(dim, (~kept).nonzero().flatten(), 0.0)
     return out
 
 
@@ -200,6 +210,7 @@ _ALWAYS: dict[Any, Callable[..., Any]] = {
     torch.softmax: _softmax,
     Tensor.softmax: _softmax,
 }
+_ROW_NORMS = frozenset({F.layer_norm, torch.layer_norm})
 _STATISTICS = frozenset(
     (
         torch.mean, Tensor.mean, torch.var, Tensor.var, torch.std, Tensor.std,

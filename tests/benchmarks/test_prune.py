@@ -107,6 +107,28 @@ def test_group_norm_keeps_its_groups():
     assert not out[:, [1, 3]].any()
 
 
+class Averaged(nn.Module):
+    """States `[batch, state, width]` normalised over the width, then averaged over the states."""
+
+    def __init__(self):
+        super().__init__()
+        self.states = nn.Parameter(torch.randn(1, 4, 6))
+        self.norm = nn.LayerNorm(6)
+        nn.init.normal_(self.norm.bias)
+
+    def forward(self, x):
+        return self.norm(self.states * x[:, None]).mean(1)
+
+
+def test_what_was_removed_stays_so_after_a_norm_over_another_dimension():
+    torch.manual_seed(0)
+    model = Averaged()
+    small = copy.deepcopy(model)
+    small.states = nn.Parameter(model.states[:, [0, 2]])
+    assert judge(model, {"states": {1: [1, 3]}}, small, ((torch.randn(5, 6),), {})).right
+    assert not judge(model, {"states": {1: [0, 3]}}, small, ((torch.randn(5, 6),), {})).right
+
+
 def test_softmax_leaves_removed_scores_out():
     scores = torch.tensor([[1.0, 0.0, 2.0], [0.5, 0.0, -1.0]])
     out = run_masked(nn.Identity(), lambda: scores.softmax(-1), everywhere=False)
