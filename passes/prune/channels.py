@@ -41,7 +41,7 @@ class Budget(Options):
     bytes: Size | None = Field(default=None, description="Bytes of the weights as stored.")
     latency: Duration | None = Field(
         default=None,
-        description="Median time of one call, measured while deciding; a percentage is a share of "
+        description="Time of one call, measured while deciding; a percentage is a share of "
         "the time of the model as it is now.",
     )
 
@@ -164,7 +164,8 @@ class ChannelsDecision(Decision):
     """Every selected axis with its new size, what that should save, and what stays and why.
 
     `unknown` counts ops without a rule; `outputs` says which sizes of the outputs change. Tensors
-    that compensation gives other values are in `arrays["value/<name>"]`.
+    that compensation gives other values are in `arrays["value/<name>"]`; `ridges` has the ridge of
+    each layer for which it was chosen.
     """
 
     axes: tuple[AxisEntry, ...] = ()
@@ -174,6 +175,7 @@ class ChannelsDecision(Decision):
     declined: tuple[Declined, ...] = ()
     signature: Literal["fixed", "free"] = "fixed"
     outputs: tuple[str, ...] = ()
+    ridges: dict[str, float] = Field(default_factory=dict)
 
     def summary(self) -> tuple[str, ...]:
         """Return the sizes by kind, what norms span, ops without a rule, and changed outputs."""

@@ -65,7 +65,8 @@ def decide(program: Program, options: ChannelsOptions, context: Context) -> Chan
     made = task.compensated(keep, context)
     decision = task.decision(sizes, scores, keep, (*chosen.declined, *made.declined))
     values = {f"{VALUE}{name}": value for name, value in made.values.items()}
-    return decision.model_copy(update={"arrays": {**decision.arrays, **values}})
+    arrays = {**decision.arrays, **values}
+    return decision.model_copy(update={"arrays": arrays, "ridges": made.ridges})
 
 
 def _without_inputs(analysis: Analysis) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:

@@ -55,14 +55,36 @@ class Sums:
                     where=name,
                 )
 
-    def solve(self, ridge: float, *, centred: bool) -> Tensor:
-        """Return Δ `[out, columns]`."""
+    def take(self, other: Sums) -> None:
+        """Take in all rows of other sums."""
+        self.count += other.count
+        for mine, theirs in (
+            (self.row, other.row),
+            (self.lack, other.lack),
+            (self.gram, other.gram),
+            (self.cross, other.cross),
+        ):
+            if mine is not None and theirs is not None:
+                mine += theirs
+
+    def moments(self, about: Sums | None = None) -> tuple[Tensor, Tensor]:
+        """Return the means of x̃ x̃ᵀ `[columns, columns]` and of e x̃ᵀ `[out, columns]`.
+
+        Args:
+            about: Both are taken about the means of these sums; None takes them about zero.
+        """
         assert self.gram is not None, "least squares"
         assert self.cross is not None, "least squares"
         gram, cross = self.gram / max(self.count, 1), self.cross / max(self.count, 1)
-        if centred:
-            gram = gram - torch.outer(self.mean_row, self.mean_row)
-            cross = cross - torch.outer(self.mean_lack, self.mean_row)
+        if about is not None:
+            off, lack = self.mean_row - about.mean_row, self.mean_lack - about.mean_lack
+            gram = gram - torch.outer(self.mean_row, self.mean_row) + torch.outer(off, off)
+            cross = cross - torch.outer(self.mean_lack, self.mean_row) + torch.outer(lack, off)
+        return gram, cross
+
+    def solve(self, ridge: float, *, centred: bool) -> Tensor:
+        """Return Δ `[out, columns]`."""
+        gram, cross = self.moments(self if centred else None)
         diagonal = gram.diagonal()
         damping = ridge * float(diagonal.mean())
         if damping <= 0:

@@ -22,10 +22,10 @@ class Compensation(Options):
         description="`bias` keeps the mean of each output; `least_squares` refits the weights to "
         "the outputs on calibration data.",
     )
-    ridge: float = Field(
-        default=0.01,
-        gt=0,
-        description="Part of the inputs' mean square that holds refitted weights back.",
+    ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        default="auto",
+        description="Part of the inputs' mean square that holds refitted weights back; `auto` takes"
+        " what does best on rows held out, layer by layer.",
     )
     data: str = Field(default="calibration", description="Split that outputs are compared on.")
     samples: int = Field(default=128, ge=1, description="Samples that are read of it.")

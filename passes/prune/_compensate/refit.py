@@ -7,7 +7,8 @@ order, so that x̃ holds what was made up for before.
 - `bias`: b' = b + ē. Where the removed channels are constant, that is exact.
 - `least_squares`: W' = W_k + Δ with the Δ that minimises Σ |(e − ē) − Δ (x̃ − x̄)|² + λ|Δ|², so
   Δ = C_ex (C_xx + λI)⁻¹ for the covariances C, and b' = b + ē − Δ x̄. λ is `ridge` times the mean
-  of C_xx's diagonal; large ones give `bias`. A convolution is a product with patches of its input.
+  of C_xx's diagonal, and `auto` chooses it for each layer; large ones give `bias`. A convolution is
+  a product with patches of its input.
 
 A layer without a bias leaves ē to the running mean of the batch norm after it. Without either, Δ
 minimises Σ |e − Δ x̃|² + λ|Δ|² with the sums about zero.
@@ -27,6 +28,7 @@ from fxcompress.errors import DataError
 from fxcompress.rewrite import Declined
 from passes.prune._compensate.layers import Keep, Layer, find_layers
 from passes.prune._compensate.least_squares import Sums
+from passes.prune._compensate.ridge import choose_ridge, first_held_out
 from passes.prune._layers.frontier import Frontier
 from passes.prune._layers.inputs import input_rows
 
@@ -41,10 +43,17 @@ __all__ = ["Compensated", "compensate"]
 
 @dataclass(frozen=True)
 class Compensated:
-    """New values of tensors in their pruned shapes, by name; and what was left as it is."""
+    """What compensation comes to.
+
+    Attributes:
+        values: New values of tensors in their pruned shapes, by name.
+        declined: What was left as it is, and why.
+        ridges: The ridge of each layer for which it was chosen.
+    """
 
     values: dict[str, Tensor] = field(default_factory=dict)
     declined: tuple[Declined, ...] = ()
+    ridges: dict[str, float] = field(default_factory=dict)
 
 
 def compensate(
@@ -86,39 +95,39 @@ def compensate(
     before = Frontier(program.copy(), context.samples(options.data, options.samples))
     after = Frontier(private, context.samples(options.data, options.samples))
     theirs = dict(zip(program.nodes, before.program.nodes, strict=True))
-    values: dict[str, Tensor] = {}
+    found = Compensated({}, declined)
     for done, layer in enumerate(layers):
         before.run_to(theirs[layer.dense.readers[0].node])
         after.run_to(layer.pruned.readers[0].node)
-        made = _refit(layer, before, after, options)
+        made = _refit(layer, before, after, options, found.ridges)
         for name, value in made.items():
             after.set_tensor(name, value)
-        values.update(made)
+        found.values.update(made)
         context.progress("compensating", done + 1, len(layers))
-    return Compensated(values, declined)
+    return found
 
 
 def _refit(
-    layer: Layer, before: Frontier, after: Frontier, options: Compensation
+    layer: Layer,
+    before: Frontier,
+    after: Frontier,
+    options: Compensation,
+    ridges: dict[str, float],
 ) -> dict[str, Tensor]:
-    """Return the new weight and shift of one layer."""
+    """Return the new weight and shift of one layer; write down the ridge if it was chosen."""
     state = after.program.state()
     weight, form = state[layer.pruned.tensor].detach(), layer.pruned.form
-    squares = options.method == "least_squares"
-    sums = Sums(weight.numel() // weight.shape[form.out], weight.shape[form.out], squares)
-    reader = layer.pruned.readers[0]
-    for index, values in enumerate(after.values):
-        lacks = _rows(before.result(index), form.taps).index_select(1, layer.outputs.cpu())
-        lacks = lacks - _rows(after.result(index), form.taps)
-        start = 0
-        for _, rows in input_rows(reader, form, weight.shape, values):
-            count = rows.shape[1]
-            sums.add(rows[0], lacks[start : start + count])
-            start += count
+    sums, held = _sums(layer, weight, before, after, options)
     sums.check(layer.name)
-    change = sums.solve(options.ridge, centred=layer.shift is not None) if squares else None
-    made = {}
-    if change is not None:
+    held.check(layer.name)
+    change, made = None, {}
+    if options.method == "least_squares":
+        centred = layer.shift is not None
+        ridge = options.ridge
+        if ridge == "auto":
+            ridge = ridges[layer.name] = choose_ridge(sums, held, centred=centred)
+            sums.take(held)
+        change = sums.solve(ridge, centred=centred)
         shape = form.matrices(weight).shape
         moved = form.matrices(weight).double() + change.reshape(shape).to(weight.device)
         made[layer.pruned.tensor] = form.weight(moved, weight.double()).to(weight.dtype)
@@ -127,6 +136,31 @@ def _refit(
         move = sums.mean_lack - (0 if change is None else change @ sums.mean_row)
         made[layer.shift] = (old.double() + layer.sign * move.to(old.device)).to(old.dtype)
     return made
+
+
+def _sums(
+    layer: Layer, weight: Tensor, before: Frontier, after: Frontier, options: Compensation
+) -> tuple[Sums, Sums]:
+    """Return the sums over rows to fit to, and over those held out to choose the ridge."""
+    reader, form = layer.pruned.readers[0], layer.pruned.form
+    squares = options.method == "least_squares"
+    choosing = squares and options.ridge == "auto"
+    columns, out = weight.numel() // weight.shape[form.out], weight.shape[form.out]
+    sums, held = Sums(columns, out, squares), Sums(columns, out, choosing)
+    for index, values in enumerate(after.values):
+        lacks = _rows(before.result(index), form.taps).index_select(1, layer.outputs.cpu())
+        lacks = lacks - _rows(after.result(index), form.taps)
+        kept = len(lacks)
+        if choosing:
+            kept = first_held_out(index, len(after.values), len(lacks))
+        start = 0
+        for _, rows in input_rows(reader, form, weight.shape, values):
+            end = start + rows.shape[1]
+            cut = min(max(kept, start), end)
+            sums.add(rows[0, : cut - start], lacks[start:cut])
+            held.add(rows[0, cut - start :], lacks[cut:end])
+            start = end
+    return sums, held
 
 
 def _rows(output: Tensor, taps: tuple[int, ...]) -> Tensor:
