@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fxcompress._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from fxcompress.nn.dynamic_quantize import DynamicQuantize as DynamicQuantize
     from fxcompress.nn.fake_quantize import FakeQuantize as FakeQuantize
     from fxcompress.nn.fake_quantize import affine_parameters as affine_parameters
     from fxcompress.nn.mask import Mask as Mask
@@ -22,12 +23,17 @@ if TYPE_CHECKING:
     from fxcompress.nn.operand import OperandLinear as OperandLinear
     from fxcompress.nn.operand import own_weight as own_weight
     from fxcompress.nn.operand import take_weight_as_operand as take_weight_as_operand
+    from fxcompress.nn.recurrent import OperandGRU as OperandGRU
+    from fxcompress.nn.recurrent import OperandLSTM as OperandLSTM
+    from fxcompress.nn.recurrent import OperandRNN as OperandRNN
+    from fxcompress.nn.recurrent import take_weights_as_operands as take_weights_as_operands
     from fxcompress.nn.stochastic import StochasticDepth as StochasticDepth
     from fxcompress.nn.stochastic import TrainingSwitch as TrainingSwitch
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "DynamicQuantize": "dynamic_quantize",
         "FakeQuantize": "fake_quantize",
         "Mask": "mask",
         "OperandConv1d": "operand",
@@ -37,11 +43,15 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "OperandConvTranspose2d": "operand",
         "OperandConvTranspose3d": "operand",
         "OperandEmbedding": "operand",
+        "OperandGRU": "recurrent",
+        "OperandLSTM": "recurrent",
         "OperandLinear": "operand",
+        "OperandRNN": "recurrent",
         "StochasticDepth": "stochastic",
         "TrainingSwitch": "stochastic",
         "affine_parameters": "fake_quantize",
         "own_weight": "operand",
         "take_weight_as_operand": "operand",
+        "take_weights_as_operands": "recurrent",
     },
 )

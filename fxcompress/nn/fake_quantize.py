@@ -112,9 +112,9 @@ class FakeQuantize(nn.Module):
         self.register_buffer(
             "zero_point", torch.full(tuple(shape), middle, dtype=torch.int32, device=device)
         )
-        self.tracker = (
-            RangeTracker(tracking, delay, clip, shape=shape, device=device) if tracking else None
-        )
+        self.tracker: RangeTracker | None = None
+        if tracking:
+            self.tracker = RangeTracker(tracking, delay, clip, shape=shape, device=device)
         if learned:
             self.learn(offset=learned == "offset")
 
@@ -155,6 +155,16 @@ class FakeQuantize(nn.Module):
             value = getattr(self, name).detach().float()
             delattr(self, name)
             self.register_parameter(name, nn.Parameter(value))
+        return self
+
+    def track(
+        self, momentum: float, *, delay: int = 0, clip: float | None = None
+    ) -> "FakeQuantize":
+        """Let the range follow the tensor in training, from the range that is set; return self."""
+        device = self.scale.device
+        self.tracker = RangeTracker(momentum, delay, clip, shape=self.shape, device=device)
+        low, high = self.qmin - self.zero_point, self.qmax - self.zero_point
+        self.tracker.start(low * self.scale, high * self.scale)
         return self
 
     def freeze(self) -> "FakeQuantize":

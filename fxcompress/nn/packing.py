@@ -1,8 +1,8 @@
 """Small integers in bytes: what weights of 2 to 8 bits are stored as.
 
-The bits of a number are cut into fields of 4, 2 and 1 bits (3 = 2 + 1, 5 = 4 + 1), the lowest bits
-first. All fields of one width stand together, 8 / width to a byte, the first in the lowest bits; an
-8-bit number is two fields of 4. So every width takes bits / 8 bytes a number.
+The bits of a number are cut into fields of 8, 4, 2 and 1 bits (3 = 2 + 1, 5 = 4 + 1), the widest
+and lowest first. All fields of one width stand together, 8 / width to a byte, the first in the
+lowest bits. So every width takes bits / 8 bytes a number.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _fields(bits: int) -> list[tuple[int, int]]:
     if not 1 <= bits <= 8:
         raise ValueError(f"{bits} bits do not fit a byte")
     found, shift = [], 0
-    for width in (4, 4, 2, 1):
+    for width in (8, 4, 2, 1):
         if bits - shift >= width:
             found.append((width, shift))
             shift += width

@@ -79,6 +79,11 @@ def fake_quant(site: Site) -> Value:
     return dims
 
 
+def dynamic_quant(site: Site) -> Value:
+    """A range always covers 0, so that what is held at zero does not change it."""
+    return site.dims("input")
+
+
 def _grouped(site: Site, dims: list[Any], groups: Any, size: int) -> None:
     """The elements of a row are cut in runs: runs may go, parts of them may not."""
     if len(dims) != 2:
@@ -141,6 +146,7 @@ RULES: dict[str, Rule] = {
     "add": add,
     "prelu": prelu,
     "fake_quant": fake_quant,
+    "dynamic_quant": dynamic_quant,
     "mask": mask,
     "isin": isin,
     "to": cast,

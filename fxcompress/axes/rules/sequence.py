@@ -8,6 +8,7 @@ from torch import nn
 
 from fxcompress.axes._site import Rule, Site, Value
 from fxcompress.axes._solver import Dim
+from fxcompress.nn import OperandGRU, OperandLSTM, OperandRNN
 
 __all__ = ["RULES"]
 
@@ -56,7 +57,11 @@ def _heads(site: Site, query: list[Dim], key: list[Dim], value: list[Dim]) -> li
     return [query[-3]]
 
 
-_GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
+_GATES = {
+    **dict.fromkeys((nn.LSTM, OperandLSTM, nn.LSTMCell), 4),
+    **dict.fromkeys((nn.GRU, OperandGRU, nn.GRUCell), 3),
+    **dict.fromkeys((nn.RNN, OperandRNN, nn.RNNCell), 1),
+}
 
 
 def recurrent(site: Site) -> Value:
@@ -76,6 +81,7 @@ def recurrent(site: Site) -> Value:
             suffix = f"l{layer}" + "_reverse" * direction
             source = x[-1] if layer == 0 else result
             _gates(site, suffix, gates, source, hidden, projected)
+    _unify_operands(site, directions)
     site.attribute("input_size", x[-1])
     site.attribute("hidden_size", hidden)
     if module.proj_size:
@@ -87,6 +93,20 @@ def recurrent(site: Site) -> Value:
     last = _last(site, rest, hidden, projected)
     assert first is not None
     return (output, last)
+
+
+def _unify_operands(site: Site, directions: int) -> None:
+    """Where matrices are operands, they have the shapes of the parameters they come from."""
+    suffixes = [
+        f"l{layer}{'_reverse' * direction}"
+        for layer in range(site.get("num_layers"))
+        for direction in range(directions)
+    ]
+    names = [f"{name}_{s}" for s in suffixes for name in ("weight_ih", "weight_hh")]
+    for name, operand in zip(names, site.args.get("weights") or (), strict=False):
+        own = site.state(f"{site.node.target}.{name}")
+        for mine, given in zip(own, site.dims_of(operand), strict=True):
+            site.solver.unify(mine, given)
 
 
 def _gates(site: Site, suffix: str, gates: int, source: Dim, hidden: Dim, projected: Dim) -> None:

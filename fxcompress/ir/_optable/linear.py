@@ -60,9 +60,9 @@ ROWS = (
         "scale_grad_by_freq=False mode='mean' sparse=False per_sample_weights=None "
         "include_last_offset=False padding_idx=None", nn="EmbeddingBag", fn="F"),
     row("one_hot", "embedding", "input | num_classes=-1", fn="F"),
-    row("lstm", "recurrent", "input hx=None", nn="LSTM"),
-    row("gru", "recurrent", "input hx=None", nn="GRU"),
-    row("rnn", "recurrent", "input hx=None", nn="RNN", fn="", 
+    row("lstm", "recurrent", "input hx=None *weights=()", nn="LSTM fxcompress.nn.OperandLSTM"),
+    row("gru", "recurrent", "input hx=None *weights=()", nn="GRU fxcompress.nn.OperandGRU"),
+    row("rnn", "recurrent", "input hx=None *weights=()", nn="RNN fxcompress.nn.OperandRNN", fn="", 
         alias="torch.rnn_tanh torch.rnn_relu"),
     row("lstm_cell", "recurrent", "input hx w_ih w_hh b_ih=None b_hh=None", nn="LSTMCell"),
     row("gru_cell", "recurrent", "input hx w_ih w_hh b_ih=None b_hh=None", nn="GRUCell"),
