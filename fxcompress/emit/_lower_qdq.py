@@ -37,7 +37,7 @@ from fxcompress.nn import (
     OperandLinear,
 )
 
-__all__ = ["Lowered", "is_quantized", "lower", "register_decomposed"]
+__all__ = ["Lowered", "activation_bits", "is_quantized", "lower", "register_decomposed"]
 
 _CONVOLUTIONS: Final[dict[type[nn.Module], Callable[..., Tensor]]] = {
     OperandConv1d: F.conv1d,
@@ -65,6 +65,12 @@ class Lowered:
 def is_quantized(module: fx.GraphModule) -> bool:
     """Whether the graph holds any fake-quantize node."""
     return any(_quantizer(node) is not None for node in module.graph.nodes)
+
+
+def activation_bits(module: fx.GraphModule) -> int:
+    """Return the fewest bits that an activation is rounded to; 16 where none is."""
+    quantizers = [_quantizer(node) for node in module.graph.nodes if not _is_weight(node)]
+    return min((each.bits for each in quantizers if each is not None), default=16)
 
 
 def register_decomposed() -> Any:
@@ -119,7 +125,7 @@ def _freeze(module: fx.GraphModule) -> None:
 
 
 def _is_weight(node: fx.Node) -> bool:
-    source = node.args[0]
+    source = node.args[0] if node.args else None
     return isinstance(source, fx.Node) and source.op == "get_attr"
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import fx
@@ -22,10 +22,18 @@ if TYPE_CHECKING:
 __all__ = ["check_inserted", "insert_activations", "insert_weights"]
 
 
-def insert_activations(rewriter: GraphRewriter, entries: Iterable[ActivationEntry]) -> None:
+Prepare: TypeAlias = Callable[[FakeQuantize], object]
+"""What is done to a quantizer before it goes into the graph."""
+
+
+def insert_activations(
+    rewriter: GraphRewriter, entries: Iterable[ActivationEntry], prepare: Prepare = lambda _: None
+) -> None:
     """Add a quantizer per entry, called on each of its tensors."""
     for entry in entries:
         module: FakeQuantize | None = None if entry.exists else _build(entry)
+        if module is not None:
+            prepare(module)
         for call in entry.calls:
             node = rewriter.node(call.node)
             fake = rewriter.call_module(
@@ -48,13 +56,17 @@ def _build(entry: ActivationEntry) -> FakeQuantize:
 
 
 def insert_weights(
-    rewriter: GraphRewriter, entries: Iterable[WeightEntry], arrays: Mapping[str, Any]
+    rewriter: GraphRewriter,
+    entries: Iterable[WeightEntry],
+    arrays: Mapping[str, Any],
+    prepare: Prepare = lambda _: None,
 ) -> None:
     """Add a quantizer per weight, and let the layers take their weight as an operand."""
     for entry in entries:
         module = FakeQuantize(entry.bits, narrow=True, axis=entry.axis, shape=entry.shape)
         if entry.path in arrays:
             module.scale.copy_(torch.as_tensor(arrays[entry.path]))
+        prepare(module)
         layers = [rewriter.node(layer) for layer in entry.layers]
         if "weight" not in bind(layers[0]):
             _insert_before_modules(rewriter, entry, module, layers)

@@ -33,8 +33,15 @@ class Layers:
     declined: tuple[Declined, ...]
 
 
-def choose_layers(program: Program, options: StaticOptions, ids: Mapping[fx.Node, str]) -> Layers:
+def choose_layers(
+    program: Program,
+    options: StaticOptions,
+    ids: Mapping[fx.Node, str],
+    norms: Mapping[fx.Node, fx.Node] | None = None,
+) -> Layers:
     """Select layers, and decline those that cannot be quantised or are asked to be kept.
+
+    `norms` says which batch norms are folded while training, by the layer before them.
 
     Raises:
         SelectorError: The selection fits no layer, or not as many as expected.
@@ -53,7 +60,7 @@ def choose_layers(program: Program, options: StaticOptions, ids: Mapping[fx.Node
         if node in selected:
             reason, because = kept.get(node), ()
             if reason is None:
-                reason, because = _obstacle(node)
+                reason, because = _obstacle(node, folded=node in (norms or {}))
         if reason is None:
             chosen.append(node)
         else:
@@ -64,7 +71,7 @@ def choose_layers(program: Program, options: StaticOptions, ids: Mapping[fx.Node
     return Layers(_whole_modules(chosen, ids, declined), frozenset(excluded), tuple(declined))
 
 
-def _obstacle(node: fx.Node) -> tuple[str | None, tuple[fx.Node, ...]]:
+def _obstacle(node: fx.Node, *, folded: bool) -> tuple[str | None, tuple[fx.Node, ...]]:
     """Return why a layer cannot be quantised, or None."""
     if len(node.args) > 1 and node.op == "call_module":
         operand = node.args[1]
@@ -89,7 +96,7 @@ def _obstacle(node: fx.Node) -> tuple[str | None, tuple[fx.Node, ...]]:
     if not (isinstance(weight, torch.Tensor) and weight.is_floating_point()):
         return "its weight is not floating point", ()
     norm = next(iter(node.users), None)
-    if norm is not None and len(node.users) == 1 and op_name(norm) == "batch_norm":
+    if not folded and norm is not None and len(node.users) == 1 and op_name(norm) == "batch_norm":
         if op_name(node) in CONVOLUTIONS:
             return "a batch norm follows it: run tidy.fold_batchnorm first", (norm,)
     return None, ()

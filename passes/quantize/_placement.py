@@ -62,6 +62,7 @@ def place(
     layers: Collection[fx.Node],
     products: Collection[fx.Node] = (),
     excluded: Collection[fx.Node] = (),
+    norms: Collection[fx.Node] = (),
 ) -> Placement:
     """Return the quantizers that the layers, and what lies between them, need.
 
@@ -70,8 +71,9 @@ def place(
         layers: Convolutions and linear layers to quantise.
         products: Products of two activations to quantise.
         excluded: Nodes to leave in float whatever their operands are.
+        norms: Batch norms that are, or will be, part of the layer before them.
     """
-    return _Placer(list(nodes), layers, products, excluded).run()
+    return _Placer(list(nodes), layers, products, excluded, norms).run()
 
 
 class _Placer:
@@ -81,8 +83,10 @@ class _Placer:
         layers: Collection[fx.Node],
         products: Collection[fx.Node],
         excluded: Collection[fx.Node],
+        norms: Collection[fx.Node],
     ) -> None:
         self.nodes, self.layers, self.products, self.excluded = nodes, layers, products, excluded
+        self.norms = norms
         self.ops = {node: op_name(node) for node in nodes}
         self.variable = _depend_on_inputs(nodes)
         # The node after which an integer kernel's result is quantised, its fused activation's.
@@ -126,13 +130,16 @@ class _Placer:
     def _result(self, node: fx.Node) -> None:
         """Note where the result of an integer kernel is quantised."""
         last = node
-        users = list(node.users)
-        if self.ops[node] not in ("cat", *AVERAGES) and len(users) == 1:
-            follower = users[0]
-            if self.ops.get(follower) in FUSED and _only_operand(follower, node):
-                last = follower
+        if self.ops[node] not in ("cat", *AVERAGES):
+            for fused in (self.norms.__contains__, self._is_clamp):
+                users = list(last.users)
+                if len(users) == 1 and fused(users[0]) and _only_operand(users[0], last):
+                    last = users[0]
         self.result_of[node] = last
         self.integer[last] = node
+
+    def _is_clamp(self, node: fx.Node) -> bool:
+        return self.ops.get(node) in FUSED
 
     def _combines(self, node: fx.Node) -> bool:
         operands = self.operands(node)

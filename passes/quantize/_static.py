@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from fxcompress.nn import FakeQuantize
 from fxcompress.rewrite.edits import Declined
 from passes._observe import observe
 from passes._paths import free_path, path_beside
+from passes._training_fold import folded_weights
 from passes.quantize._layers import choose_layers
 from passes.quantize._observers import Observer, make_observer
 from passes.quantize._placement import Placement, Site, place
@@ -39,14 +40,23 @@ class _Quantizer:
     entry: ActivationEntry
 
 
-def decide(program: Program, options: StaticOptions, context: Context) -> StaticDecision:
-    """Return the decision of `quantize.static`."""
-    ids = node_ids(program)
-    layers = choose_layers(program, options, ids)
+def decide(
+    program: Program,
+    options: StaticOptions,
+    context: Context,
+    norms: Mapping[fx.Node, fx.Node] | None = None,
+) -> StaticDecision:
+    """Return the decision of `quantize.static`.
+
+    `norms` says which batch norms are trained as part of the layer before them.
+    """
+    ids, norms = node_ids(program), dict(norms or {})
+    layers = choose_layers(program, options, ids, norms)
+    norms = {layer: norms[layer] for layer in layers.chosen if layer in norms}
     products = [
         node for node in program.nodes if options.products and op_name(node) in ("matmul", "bmm")
     ]
-    placement = place(program.nodes, layers.chosen, products, layers.excluded)
+    placement = place(program.nodes, layers.chosen, products, layers.excluded, set(norms.values()))
     declined = (*layers.declined, *_declined(program, placement, products, ids))
     if not layers.chosen:
         raise UsageError(
@@ -55,7 +65,8 @@ def decide(program: Program, options: StaticOptions, context: Context) -> Static
             hint="select other layers, or take this pass out",
         )
     taken = {name for name, _ in program.module.named_modules()} | set(program.state())
-    quantizers = _quantizers(placement, options.activations, ids, taken)
+    named = {**ids, **{norm: ids[layer] for layer, norm in norms.items()}}
+    quantizers = _quantizers(placement, options.activations, ids, named, taken)
     weights = weight_entries(program, layers.chosen, options.weights, ids, taken)
     if context.planning:
         samples = f"known after calibration ({options.calibration} samples)"
@@ -71,14 +82,18 @@ def decide(program: Program, options: StaticOptions, context: Context) -> Static
         weights=weights,
         activations=measured,
         declined=declined,
-        arrays=weight_scales(program, weights, options.weights, input_scale),
+        arrays=weight_scales(program, weights, options.weights, input_scale, folded_weights(norms)),
     )
 
 
 def _quantizers(
-    placement: Placement, options: ActivationOptions, ids: dict[fx.Node, str], taken: set[str]
+    placement: Placement,
+    options: ActivationOptions,
+    ids: dict[fx.Node, str],
+    named: dict[fx.Node, str],
+    taken: set[str],
 ) -> list[_Quantizer]:
-    """Return the sites that add calls, in graph order, with paths of their own."""
+    """Return the sites that add calls, in graph order, with paths of their own by `named`."""
     order = {node: index for index, node in enumerate(ids)}
     found = []
     sites = [site for site in placement.sites if site.calls]
@@ -87,7 +102,7 @@ def _quantizers(
         if site.fixed is not None:
             path = str(site.fixed.target)
         else:
-            path = free_path(path_beside(ids[nodes[0]], "_fq"), taken)
+            path = free_path(path_beside(named[nodes[0]], "_fq"), taken)
             taken.add(path)
         entry = ActivationEntry(
             path=path,

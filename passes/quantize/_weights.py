@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fxcompress.ir import Program
     from passes.quantize.static import WeightOptions
 
-__all__ = ["weight_entries", "weight_scales"]
+__all__ = ["channel_axis", "weight_entries", "weight_scales"]
 
 # Room for the sum of products in an int32 accumulator beside the bias.
 _BIAS_LIMIT = 2.0**30
@@ -40,7 +40,7 @@ def weight_entries(
     entries = []
     state = program.state()
     for tensor, nodes in groups.items():
-        axis = _channel_axis(nodes[0]) if options.per == "channel" else None
+        axis = channel_axis(nodes[0]) if options.per == "channel" else None
         path = free_path(_path(nodes[0], tensor), taken)
         taken.add(path)
         entries.append(
@@ -69,7 +69,7 @@ def _tensor_name(node: fx.Node) -> str:
     return str(unmasked(bind(node)["weight"]).target)
 
 
-def _channel_axis(node: fx.Node) -> int | None:
+def channel_axis(node: fx.Node) -> int | None:
     """Return the weight's dimension of output channels, if it is one dimension."""
     if not op_name(node).startswith("conv_transpose"):
         return 0
@@ -82,6 +82,7 @@ def weight_scales(
     entries: Iterable[WeightEntry],
     options: WeightOptions,
     input_scale: Callable[[str], float | None],
+    folded: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Return the scale of each entry by its path, float32 of the entry's shape.
 
@@ -90,6 +91,7 @@ def weight_scales(
         entries: The quantizers.
         options: How ranges are found.
         input_scale: Layer id -> the scale of the activation it reads, where known.
+        folded: Tensor name -> weight and bias with the batch norm that is trained with it.
 
     Raises:
         NumericsError: A weight holds a NaN or an infinity.
@@ -97,7 +99,8 @@ def weight_scales(
     state = program.state()
     scales = {}
     for entry in entries:
-        weight = state[entry.tensor].detach().float()
+        weight, bias = (folded or {}).get(entry.tensor) or _own(state, entry.tensor)
+        weight = weight.detach().float()
         if not bool(torch.isfinite(weight).all()):
             raise NumericsError(
                 f"a NaN or an infinity in {entry.tensor}",
@@ -110,11 +113,14 @@ def weight_scales(
             rows.aminmax(dim=1) if options.observer == "minmax" else mse_weight_range(rows, fake)
         )
         scale, _ = affine_parameters(low, high, qmin=fake.qmin, qmax=fake.qmax, symmetric=True)
-        bias = state.get(f"{entry.tensor.removesuffix('weight')}bias")
         for layer in entry.layers:
             scale = _room_for_bias(scale, bias, input_scale(layer))
         scales[entry.path] = scale.reshape(entry.shape)
     return scales
+
+
+def _own(state: Mapping[str, Tensor], tensor: str) -> tuple[Tensor, Tensor | None]:
+    return state[tensor], state.get(f"{tensor.removesuffix('weight')}bias")
 
 
 def _rows(weight: Tensor, axis: int | None) -> Tensor:

@@ -13,6 +13,7 @@ from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import module_of, op_name
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
+from passes._training_fold import end_training_fold, match_training_fold
 from passes.tidy.fold_batchnorm import Fold
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ class _Finder:
 
     def _previous(self, norm: fx.Node) -> tuple[fx.Node | None, Refusal | None]:
         """Return the layer that makes the batch norm's input, or why it cannot take it."""
+        trained = match_training_fold(norm)
+        if trained is not None:
+            return trained.layer, None
         source = norm.all_input_nodes[0]
         layer = source
         while layer in self.gone:
@@ -176,6 +180,10 @@ def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 def fold(rewriter: GraphRewriter, decided: Fold) -> None:
     """Fold one batch norm into its layer and take it out of the graph."""
     norm, layer = rewriter.node(decided.norm), rewriter.node(decided.layer)
+    trained = match_training_fold(norm)
+    if trained is not None:
+        end_training_fold(rewriter, trained)
+        return
     path = str(layer.target)
     module: Any = rewriter.get_module(path)
     scale, shift = _scale_and_shift(rewriter.get_module(str(norm.target)))

@@ -11,6 +11,7 @@ from passes.prune.burn_in import BurnIn
 from passes.prune.channels import Channels
 from passes.prune.n_m import NM
 from passes.prune.unstructured import Unstructured
+from passes.quantize.qat import Qat
 from passes.quantize.static import Static
 from passes.tidy.cast import Cast
 from passes.tidy.fold_batchnorm import FoldBatchNorm
@@ -56,6 +57,14 @@ def test_static(golden_graph):
     # Min-max, because a search over ranges may decide otherwise in the last bit elsewhere.
     options = {"calibration": 8, "activations": {"observer": "minmax"}}
     golden_graph(apply(Static, program, options, hashed_data(program)).program)
+
+
+@pytest.mark.golden("passes/quantize/qat")
+def test_qat(golden_graph):
+    options = {"calibration": 8, "activations": {"observer": "minmax"}, "method": "lsq_plus"}
+    options["weights"] = {"observer": "minmax", "bits": 4}
+    program = resnet()
+    golden_graph(apply(Qat, program, options, hashed_data(program)).program)
 
 
 @pytest.mark.golden("passes/depth/skip_blocks")
