@@ -223,17 +223,25 @@ def bind(node: fx.Node) -> dict[str, Any]:
     """
     spec = _spec_of(node)
     if spec is None or node.op == "call_module":
-        names = [a.name for a in spec.operands] if spec is not None else []
-        bound = {
-            (names[i] if i < len(names) else f"arg{i}"): value for i, value in enumerate(node.args)
-        }
-        return {**bound, **node.kwargs}
+        return {**_bind_module(() if spec is None else spec.operands, node.args), **node.kwargs}
     args = tuple(node.args)
     if node.op == "call_method" and node.target in spec.swapped and len(args) == 2:
         args = (args[1], args[0])
     if spec.name == "to":
         return _bind_cast(node)
     return spec.bind(args, node.kwargs, node.target)
+
+
+def _bind_module(operands: tuple[Attr, ...], args: tuple[Any, ...]) -> dict[str, Any]:
+    bound: dict[str, Any] = {}
+    for place, value in enumerate(args):
+        if place >= len(operands):
+            bound[f"arg{place}"] = value
+        elif operands[place].variadic:
+            return {**bound, operands[place].name: tuple(args[place:])}
+        else:
+            bound[operands[place].name] = value
+    return bound
 
 
 def _bind_cast(node: fx.Node) -> dict[str, Any]:

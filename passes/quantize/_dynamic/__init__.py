@@ -1,0 +1,1 @@
+"""What `quantize.dynamic` decides and inserts."""
