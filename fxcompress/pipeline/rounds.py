@@ -47,6 +47,11 @@ class Rounds(Pass[OptionsT, Decision]):
     def rounds(self, options: OptionsT) -> Sequence[Sequence[Step]]:
         """Return the steps of each round; their ids are unique within it."""
 
+    def reads(self, options: OptionsT) -> frozenset[str]:
+        """Return the splits that the steps of all rounds cannot do without."""
+        steps = [step for steps in self.rounds(options) for step in steps]
+        return frozenset().union(*(step.pass_.reads(step.options) for step in steps))
+
     def needs_metric(self, options: OptionsT) -> bool:
         """Whether `stop` must be told the metric."""
         return False

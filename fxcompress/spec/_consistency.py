@@ -77,7 +77,9 @@ def _splits(
         if split not in known:
             reason = "and the spec has no `data`" if blocks.data is None else ""
             message = " ".join(filter(None, (f"{who} needs a split `{split}`", reason)))
-            yield _problem(tree, key, message, did_you_mean(split, known, kind="splits"))
+            example = f'add `data: {{factory: "data.py:splits"}}`, which makes `{split}`'
+            hint = did_you_mean(split, known, kind="splits") if known else example
+            yield _problem(tree, key, message, hint)
 
 
 def _metric(blocks: Blocks, tree: Map) -> Iterator[Problem]:

@@ -86,6 +86,11 @@ class _Located:
         deeper = len(self.path) > depth and self.path[:depth] == other.path
         return deeper and bool(self.tags and other.tags) and self.tags != other.tags
 
+    @property
+    def wants_type(self) -> bool:
+        """Whether the value should be of another type altogether."""
+        return self.kind.endswith("_type")
+
     def _origin(self) -> Origin:
         if self.about_key and self.path:
             parent = _resolve_exact(self.root, self.path[:-1])
@@ -158,13 +163,16 @@ def _spare(node: Node, known: Iterable[str]) -> list[str]:
 def _best_branches(found: list[_Located]) -> list[_Located]:
     """Drop the complaints of the branches of a union that the value was never meant for.
 
-    A smart union reports every branch. Where one got deeper into the value, the others are noise.
-    Of several complaints about one value by branches, the first stays.
+    A smart union reports every branch. Where one got deeper into the value, or takes its type and
+    refuses the value, the others are noise. Of several complaints about one value by branches, the
+    first stays.
     """
     kept = [item for item in found if not any(other.inside(item) for other in found)]
+    typed = {item.path for item in kept if item.tags and not item.wants_type and not item.missing}
+    kept = [item for item in kept if not (item.wants_type and item.tags and item.path in typed)]
     merged: dict[tuple[Key, str], _Located] = {}
     for item in kept:
-        slot = "" if item.tags and item.kind.endswith("_type") else item.missing or item.kind
+        slot = "" if item.tags and item.wants_type else item.missing or item.kind
         first = merged.setdefault((item.path, slot), item)
         if first is not item and first.kind != item.kind and slot == "":
             _join(first, item)

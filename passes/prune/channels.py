@@ -163,15 +163,16 @@ class CostFigures(_Entry):
 class ChannelsDecision(Decision):
     """Every selected axis with its new size, what that should save, and what stays and why.
 
-    `unknown` counts ops without a rule; `outputs` says which sizes of the outputs change. Tensors
-    that compensation gives other values are in `arrays["value/<name>"]`; `ridges` has the ridge of
-    each layer for which it was chosen.
+    `unknown` counts ops without a rule, `stuck` names the axes of parameters that each freezes;
+    `outputs` says which sizes of the outputs change. Tensors that compensation gives other values
+    are in `arrays["value/<name>"]`; `ridges` has the ridge of each layer for which it was chosen.
     """
 
     axes: tuple[AxisEntry, ...] = ()
     before: CostFigures
     after: CostFigures
     unknown: dict[str, int] = Field(default_factory=dict)
+    stuck: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     declined: tuple[Declined, ...] = ()
     signature: Literal["fixed", "free"] = "fixed"
     outputs: tuple[str, ...] = ()
@@ -189,7 +190,7 @@ class ChannelsDecision(Decision):
 
     def _without_rule(self, op: str, count: int) -> str:
         """Return `no rule for roll (3 nodes): fc.weight[0] and 4 more stay whole`."""
-        stuck = [each.node for each in self.declined if each.reason.startswith(f"{op} has no rule")]
+        stuck = self.stuck.get(op, ())
         more = f" and {len(stuck) - 2} more" if len(stuck) > 2 else ""
         stays = f"{', '.join(stuck[:2])}{more} stay whole" if stuck else "it touches no weights"
         return f"no rule for {op} ({'1 node' if count == 1 else f'{count} nodes'}): {stays}"
@@ -240,6 +241,12 @@ class Channels(Pass[ChannelsOptions, ChannelsDecision]):
     Options: ClassVar[type[Options]] = ChannelsOptions
     Decision: ClassVar[type[Decision]] = ChannelsDecision
     preserves: ClassVar[Preserves] = "approximate"
+
+    def reads(self, options: ChannelsOptions) -> frozenset[str]:
+        """Return the splits that the criterion and the compensation need."""
+        criterion, compensation = options.criterion, options.compensation
+        found = {criterion.data} if criterion.needs_data else set()
+        return frozenset(found | ({compensation.data} if compensation.method != "none" else set()))
 
     def decide(
         self, program: Program, options: ChannelsOptions, context: Context

@@ -34,7 +34,7 @@ class Settings(Selection):
     round_to: int = Field(default=1, ge=1)
     keep: Percent = 0.5
     score: Annotated[L1 | Taylor, Field(discriminator="use")] | None = None
-    layers: dict[str, int] = {}
+    layers: Annotated[int, Field(ge=1)] | dict[str, int] = {}
 
 class Channels(Pass[Settings, Decision]):
     """Fewer channels."""

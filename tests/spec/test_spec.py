@@ -77,6 +77,13 @@ CASES = [
     ("outputs: x", 3, "outputs", "unknown key", "did you mean `output`?"),
     ("passes: [{use: prune.chanels}]", 3, "passes[0].use", "unknown pass", "`prune.channels`"),
     ("passes: [{use: channels}]", 3, "passes[0].use", "unknown pass", "`prune.channels`"),
+    (
+        "passes: [{use: prune.channels, layers: 0}]",
+        3,
+        "passes[0].layers",
+        "greater than or equal to 1",
+        "",
+    ),
     ("passes: [tidy.fold]", 3, "passes[0]", "should be a mapping", "write `use: tidy.fold`"),
     ("passes: tidy.fold", 3, "passes", "should be a list", ""),
     ("passes: [{id: x}]", 3, "passes[0]", "`use` is missing", ""),

@@ -142,12 +142,19 @@ class Task:
             before=_costs_at(self.analysis, before),
             after=_costs_at(self.analysis, after),
             unknown=dict(self.analysis.unknown),
+            stuck={op: _stuck(self.analysis, op) for op in self.analysis.unknown},
             declined=declined,
             signature=self.options.signature,
             outputs=_outputs(self.analysis, sizes) if self.options.signature == "free" else (),
             pending=pending,
             arrays={f"{KEEP}{axis.name}": indices for axis, indices in cut.items()},
         )
+
+
+def _stuck(analysis: Analysis, op: str) -> tuple[str, ...]:
+    """Return the axes of parameters that an op without a rule freezes."""
+    reasons = ((axis.name, axis.frozen.reason if axis.frozen else "") for axis in analysis.frozen)
+    return tuple(name for name, reason in reasons if reason.startswith(f"{op} has no rule"))
 
 
 def _costs_at(analysis: Analysis, sizes: Mapping[int, int]) -> CostFigures:

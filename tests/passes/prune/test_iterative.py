@@ -192,13 +192,13 @@ def test_a_run_that_stopped_early_replays_and_resumes(tmp_path):
 
 
 def test_a_run_killed_before_it_went_back_goes_back(tmp_path, monkeypatch):
-    from fxcompress.pipeline import manager
+    from fxcompress.pipeline._store import FolderStore
 
     def die(*_):
         raise _Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(manager._Run, "_undo", die)
+        patch.setattr(FolderStore, "undo", die)
         with pytest.raises(_Killed):
             run(DROPPING, FOLD, metric=PARAMETERS, run_dir=tmp_path)
     resumed = run(DROPPING, FOLD, metric=PARAMETERS, run_dir=tmp_path, resume=True)
