@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxcompress.emit._dynamic_recurrent import ScannedLSTM
 from fxcompress.emit._integers import IntegerWeight, Rounding
 from fxcompress.nn import (
     FakeQuantize,
@@ -34,7 +35,10 @@ from fxcompress.nn import (
     OperandConvTranspose1d,
     OperandConvTranspose2d,
     OperandConvTranspose3d,
+    OperandGRU,
     OperandLinear,
+    OperandLSTM,
+    OperandRNN,
 )
 
 __all__ = ["Lowered", "activation_bits", "is_quantized", "lower", "register_decomposed"]
@@ -50,6 +54,7 @@ _TRANSPOSED: Final[dict[type[nn.Module], Callable[..., Tensor]]] = {
     OperandConvTranspose3d: F.conv_transpose3d,
 }
 _LAYERS: Final = (*_CONVOLUTIONS, *_TRANSPOSED, OperandLinear)
+_RECURRENT: Final = (OperandGRU, OperandLSTM, OperandRNN)
 _INT32: Final = (-(2**31), 2**31 - 1)
 
 
@@ -59,6 +64,7 @@ class Lowered:
 
     convolutions: int = 0
     linears: int = 0
+    recurrent: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -99,6 +105,7 @@ def lower(module: fx.GraphModule, form: str, *, integer_bias: bool = False) -> L
             node.args = ()
         if form == "arithmetic":
             _write_rounding(module)
+            _write_scans(module, done)
     else:
         _Decomposed(module, done, integer_bias).run(weights)
     module.graph.eliminate_dead_code()
@@ -156,6 +163,18 @@ def _write_rounding(module: fx.GraphModule) -> None:
             module.set_submodule(str(node.target), Rounding(quantizer))
 
 
+def _write_scans(module: fx.GraphModule, done: Lowered) -> None:
+    """Let LSTMs run their steps in a `scan`, so that any length can be exported."""
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            layer = module.get_submodule(str(node.target))
+            if type(layer) is OperandLSTM:
+                module.set_submodule(str(node.target), ScannedLSTM.of(layer))
+                done.notes.append(
+                    f"{node.target}: its steps are a loop in plain torch, slower than nn.LSTM"
+                )
+
+
 def _attribute(module: nn.Module, target: str) -> Tensor:
     owner, _, name = target.rpartition(".")
     return cast(Tensor, getattr(module.get_submodule(owner), name))
@@ -171,9 +190,16 @@ def _drop_unread(module: fx.GraphModule) -> None:
         owner = module.get_submodule(path)
         # An operand layer computes with what it is given; its own weight is the graph's business.
         if name not in read and (
-            not inside or (isinstance(owner, _LAYERS) and attribute == "weight")
+            not inside or _is_operand(owner, attribute)
         ):
             delattr(owner, attribute)
+
+
+def _is_operand(owner: nn.Module, attribute: str) -> bool:
+    """Whether a layer is given such a parameter by the graph."""
+    if isinstance(owner, _RECURRENT):
+        return attribute.startswith("weight_")
+    return isinstance(owner, _LAYERS) and attribute == "weight"
 
 
 class _Decomposed:

@@ -10,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from fxcompress.emit._lower_qdq import register_decomposed
+from fxcompress.emit._onnx_dynamic import dynamic_translations
 
 __all__ = ["translations"]
 
@@ -25,6 +26,7 @@ def translations(program: ExportedProgram) -> Mapping[Callable[..., Any], Callab
         ops.quantize_per_tensor.default: _quantize_per_tensor,
         ops.dequantize_per_tensor.default: _dequantize_per_tensor,
         ops.dequantize_per_channel.default: _dequantize_per_channel,
+        **dynamic_translations(),
     }
     pools = program.graph.find_nodes(
         op="call_function", target=torch.ops.aten.adaptive_avg_pool2d.default

@@ -8,13 +8,22 @@ from pathlib import Path
 
 from fxcompress.emit._extras import need_onnx
 
-__all__ = ["CONVOLUTION_KERNELS", "LINEAR_KERNELS", "integer_kernels", "runtime_kernels"]
+__all__ = [
+    "CONVOLUTION_KERNELS",
+    "LINEAR_KERNELS",
+    "RECURRENT_KERNELS",
+    "integer_kernels",
+    "runtime_kernels",
+]
 
 CONVOLUTION_KERNELS = frozenset({"QLinearConv", "ConvInteger"})
 LINEAR_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
      "QAttention", "MatMulNBits"}
 )  # fmt: skip
+
+RECURRENT_KERNELS = frozenset({"DynamicQuantizeLSTM"})
+_KERNELS = CONVOLUTION_KERNELS | LINEAR_KERNELS | RECURRENT_KERNELS
 
 
 def integer_kernels(path: str | Path) -> Counter[str]:
@@ -55,4 +64,4 @@ def runtime_kernels(path: str | Path) -> Counter[str]:
 
 
 def _integer(name: str) -> bool:
-    return name.startswith("QLinear") or name in CONVOLUTION_KERNELS or name in LINEAR_KERNELS
+    return name.startswith("QLinear") or name in _KERNELS

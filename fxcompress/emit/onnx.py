@@ -13,12 +13,18 @@ import torch
 from torch import fx
 
 from fxcompress.emit._artifact import Written
+from fxcompress.emit._dynamic import write_dynamic
 from fxcompress.emit._export import export_program
 from fxcompress.emit._extras import need_onnx
 from fxcompress.emit._job import Job
 from fxcompress.emit._lower_qdq import Lowered, lower
 from fxcompress.emit._plain import PlainProgram, plain_program
-from fxcompress.emit.kernels import CONVOLUTION_KERNELS, LINEAR_KERNELS, integer_kernels
+from fxcompress.emit.kernels import (
+    CONVOLUTION_KERNELS,
+    LINEAR_KERNELS,
+    RECURRENT_KERNELS,
+    integer_kernels,
+)
 from fxcompress.errors import EmitError
 from fxcompress.ir.ops import op_name
 
@@ -40,7 +46,7 @@ def write(job: Job) -> Written:
     """
     need_onnx()
     plain = plain_program(job.program)
-    lowered = lower(plain.module, "decomposed", integer_bias=True) if job.quantized else None
+    lowered = _lower(plain.module) if job.quantized else None
     _keep_reshapes(plain.module)
     exported = export_program(plain, job.program.dims, job.example)
     model = _translate(plain, exported.program, job.options.onnx.opset)
@@ -55,6 +61,16 @@ def write(job: Job) -> Written:
     if plain.flattened:
         notes.append(f"outputs of {', '.join(plain.flattened)} are named by field")
     return Written(files, (*notes, *exported.notes))
+
+
+def _lower(module: fx.GraphModule) -> Lowered:
+    """Lower what is quantised at run time, then the rest."""
+    dynamic = write_dynamic(module)
+    lowered = lower(module, "decomposed", integer_bias=True)
+    for kind in ("convolutions", "linears", "recurrent"):
+        setattr(lowered, kind, getattr(lowered, kind) + getattr(dynamic, kind))
+    lowered.notes[:0] = dynamic.notes
+    return lowered
 
 
 def _keep_reshapes(module: fx.GraphModule) -> None:
@@ -169,6 +185,7 @@ def _kernel_notes(path: Path, lowered: Lowered) -> list[str]:
     for kind, total, names in (
         ("convolutions", lowered.convolutions, CONVOLUTION_KERNELS),
         ("linear layers", lowered.linears, LINEAR_KERNELS),
+        ("recurrent layers", lowered.recurrent, RECURRENT_KERNELS),
     ):
         if total:
             count = sum(kernels[name] for name in names)
