@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.analysis._macs import macs
 from fxcompress.analysis._sizes import Expr, elements, evaluate
 from fxcompress.ir import Program, node_ids, op_name, op_spec
+from fxcompress.nn import FakeQuantize
 
 __all__ = ["Cost", "CostSummary", "ModuleCost", "NodeCost", "cost"]
 
@@ -281,7 +282,12 @@ def _state(
             if name in m._non_persistent_buffers_set
         }
         tensors = [*module.parameters(), *module.buffers()]
-        return [(t, t.element_size() * 8) for t in tensors if id(t) not in transient]
+        small = _small(module)
+        return [
+            (t, 8 if t is small else t.element_size() * 8)
+            for t in tensors
+            if id(t) not in transient
+        ]
     if node.op != "get_attr":
         return []
     path, _, name = str(node.target).rpartition(".")
@@ -290,6 +296,13 @@ def _state(
     if name in owner._non_persistent_buffers_set:
         return []
     return [(tensor, _stored_bits(program, node) or tensor.element_size() * 8)]
+
+
+def _small(module: nn.Module) -> torch.Tensor | None:
+    """Return the zero points that are stored in a byte each, as integers up to 8 bits wide are."""
+    if not isinstance(module, FakeQuantize) or module.bits > 8 or module.learned:
+        return None
+    return module.zero_point
 
 
 def _stored_bits(program: Program, node: fx.Node) -> int | None:

@@ -65,7 +65,7 @@ def emit_all(result: Result, spec: Spec, folder: Path) -> tuple[Artifact, ...]:
         extra: dict[str, Any] = {}
         for item in items:
             if item.use == "onnx":
-                extra["onnx"] = OnnxOptions(opset=item.opset)
+                extra["onnx"] = OnnxOptions(opset=item.opset, activations=item.activations)
             elif item.use == "pt2":
                 extra["pt2"] = Pt2Options(quantized=item.quantized)
         options = EmitOptions(stem=stem, seed=spec.seed, **extra)

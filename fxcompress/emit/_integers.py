@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.nn import FakeQuantize
+from fxcompress.nn.packing import pack, unpack
 
-__all__ = ["IntegerWeight", "Rounding"]
+__all__ = ["IntegerWeight", "PackedWeight", "Rounding"]
 
 
 class IntegerWeight(nn.Module):
@@ -42,6 +43,40 @@ class IntegerWeight(nn.Module):
             weight = weight - self.zero_point
         shape = self.weight.shape
         return (weight * self.scale).reshape(shape).to(self.dtype)
+
+
+class PackedWeight(nn.Module):
+    """A weight stored as integers of `bits` bits, packed in bytes: `(integer - zero) · scale`.
+
+    The integers start at 0. `scale` broadcasts against `[channels, elements / group, group]`, or
+    without groups against the weight; `zero_point`, uint8, has its shape, and is None where all
+    zero points are the number `zero`.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
+    def __init__(self, quantizer: FakeQuantize, weight: Tensor) -> None:
+        super().__init__()
+        self.bits, self.shape, self.dtype = quantizer.bits, tuple(weight.shape), weight.dtype
+        with torch.no_grad():
+            integers = quantizer.quantize(weight) - quantizer.qmin
+            self.register_buffer("weight", pack(integers.to(torch.uint8), self.bits))
+            scale, zero_point = quantizer._parameters_for(weight)
+            zero_point = (zero_point - quantizer.qmin).to(torch.uint8)
+        self.register_buffer("scale", scale.detach().clone())
+        self.zero = int(zero_point.flatten()[0])
+        same = bool((zero_point == self.zero).all())
+        self.register_buffer("zero_point", None if same else zero_point)
+        self.grouped = (*scale.shape[:-1], -1) if quantizer.group is not None else self.shape
+
+    def forward(self) -> Tensor:
+        """Return the weight as floats."""
+        integers = unpack(self.weight, self.bits, torch.Size(self.shape).numel())
+        zero_point = self.zero if self.zero_point is None else self.zero_point.float()
+        values = (integers.float().reshape(self.grouped) - zero_point) * self.scale
+        return values.reshape(self.shape).to(self.dtype)
 
 
 class Rounding(nn.Module):

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxcompress.emit._dynamic_recurrent import ScannedLSTM
-from fxcompress.emit._integers import IntegerWeight, Rounding
+from fxcompress.emit._integers import IntegerWeight, PackedWeight, Rounding
 from fxcompress.nn import (
     FakeQuantize,
     OperandConv1d,
@@ -35,6 +35,7 @@ from fxcompress.nn import (
     OperandConvTranspose1d,
     OperandConvTranspose2d,
     OperandConvTranspose3d,
+    OperandEmbedding,
     OperandGRU,
     OperandLinear,
     OperandLSTM,
@@ -53,7 +54,7 @@ _TRANSPOSED: Final[dict[type[nn.Module], Callable[..., Tensor]]] = {
     OperandConvTranspose2d: F.conv_transpose2d,
     OperandConvTranspose3d: F.conv_transpose3d,
 }
-_LAYERS: Final = (*_CONVOLUTIONS, *_TRANSPOSED, OperandLinear)
+_LAYERS: Final = (*_CONVOLUTIONS, *_TRANSPOSED, OperandEmbedding, OperandLinear)
 _RECURRENT: Final = (OperandGRU, OperandLSTM, OperandRNN)
 _INT32: Final = (-(2**31), 2**31 - 1)
 
@@ -65,6 +66,7 @@ class Lowered:
     convolutions: int = 0
     linears: int = 0
     recurrent: int = 0
+    embeddings: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -100,9 +102,16 @@ def lower(module: fx.GraphModule, form: str, *, integer_bias: bool = False) -> L
     _count(module, done)
     weights = [n for n in module.graph.nodes if _quantizer(n) is not None and _is_weight(n)]
     if form in ("arithmetic", "storage"):
+        widths: dict[int, int] = {}
         for node in weights:
-            _store(module, node)
+            stored = _store(module, node, packed=_is_small(node))
+            if isinstance(stored, PackedWeight):
+                widths[stored.bits] = widths.get(stored.bits, 0) + 1
             node.args = ()
+        done.notes += [
+            f"{count} weights are stored as {bits}-bit integers, packed in bytes"
+            for bits, count in sorted(widths.items())
+        ]
         if form == "arithmetic":
             _write_rounding(module)
             _write_scans(module, done)
@@ -143,14 +152,22 @@ def _count(module: fx.GraphModule, done: Lowered) -> None:
         layer, weight = module.get_submodule(str(node.target)), node.args[1]
         if isinstance(layer, _LAYERS) and isinstance(weight, fx.Node) and _quantizer(weight):
             done.linears += isinstance(layer, OperandLinear)
-            done.convolutions += not isinstance(layer, OperandLinear)
+            done.embeddings += isinstance(layer, OperandEmbedding)
+            done.convolutions += not isinstance(layer, (OperandEmbedding, OperandLinear))
 
 
-def _store(module: fx.GraphModule, node: fx.Node) -> IntegerWeight:
+def _is_small(node: fx.Node) -> bool:
+    """Whether a weight takes less than a byte each, or has scales for groups."""
+    quantizer = _quantizer(node)
+    return quantizer is not None and (quantizer.bits < 8 or quantizer.group is not None)
+
+
+def _store(module: fx.GraphModule, node: fx.Node, *, packed: bool = False) -> nn.Module:
     quantizer = _quantizer(node)
     assert quantizer is not None, "only fake-quantize nodes are stored"
     source = cast(fx.Node, node.args[0])
-    stored = IntegerWeight(quantizer, _attribute(module, str(source.target)).detach())
+    form = PackedWeight if packed and quantizer.bits <= 8 else IntegerWeight
+    stored = form(quantizer, _attribute(module, str(source.target)).detach())
     module.set_submodule(str(node.target), stored)
     return stored
 
@@ -258,7 +275,7 @@ class _Decomposed:
         self.graph.erase_node(node)
 
     def _weight(self, node: fx.Node) -> None:
-        stored = _store(self.module, node)
+        stored = cast(IntegerWeight, _store(self.module, node))
         node.args = ()
         self.stored[node] = stored
         if stored.group is not None:

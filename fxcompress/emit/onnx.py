@@ -17,6 +17,7 @@ from fxcompress.emit._dynamic import write_dynamic
 from fxcompress.emit._export import export_program
 from fxcompress.emit._extras import need_onnx
 from fxcompress.emit._job import Job
+from fxcompress.emit._lower_nbits import NBits, lower_nbits
 from fxcompress.emit._lower_qdq import Lowered, lower
 from fxcompress.emit._plain import PlainProgram, plain_program
 from fxcompress.emit.kernels import (
@@ -46,10 +47,12 @@ def write(job: Job) -> Written:
     """
     need_onnx()
     plain = plain_program(job.program)
+    chosen = job.options.onnx
+    nbits = lower_nbits(plain.module, chosen.activations) if job.quantized else NBits()
     lowered = _lower(plain.module) if job.quantized else None
     _keep_reshapes(plain.module)
     exported = export_program(plain, job.program.dims, job.example)
-    model = _translate(plain, exported.program, job.options.onnx.opset)
+    model = _translate(plain, exported.program, chosen.opset)
     _strip(model)
     _name_sizes(model, plain)
     name = job.file("onnx")
@@ -58,6 +61,7 @@ def write(job: Job) -> Written:
              f"outputs {', '.join(_names(model.graph.outputs))}"]  # fmt: skip
     if lowered is not None:
         notes += [*_kernel_notes(job.stage / name, lowered), *lowered.notes]
+        notes += nbits.notes(chosen.activations)
     if plain.flattened:
         notes.append(f"outputs of {', '.join(plain.flattened)} are named by field")
     return Written(files, (*notes, *exported.notes))

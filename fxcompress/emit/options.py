@@ -31,6 +31,11 @@ class OnnxOptions(_Options):
     opset: Annotated[int, Field(ge=18, le=23)] = Field(
         default=20, description="Version of the ONNX operator set."
     )
+    activations: Literal["float32", "int8"] = Field(
+        default="float32",
+        description="What layers compute with whose weights alone are quantised. `int8` lets "
+        "onnxruntime round their inputs, row by row: faster, and about 0.5 % off.",
+    )
 
 
 class EmitOptions(_Options):

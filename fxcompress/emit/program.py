@@ -10,4 +10,7 @@ def write(job: Job) -> Written:
     """Save the program; `Program.load` gives it back, ready for more passes."""
     name = job.file("fxp")
     job.program.save(job.stage / name)
-    return Written((name,), ("load it with fxcompress: `Program.load(path)`",))
+    notes = ["load it with fxcompress: `Program.load(path)`"]
+    if job.quantized:
+        notes.append("weights that their quantizers give back exactly are stored as packed integers")
+    return Written((name,), tuple(notes))

@@ -39,8 +39,9 @@ def write(job: Job) -> Written:
         EmitError: The graph holds a module or function that stand-alone code cannot have.
     """
     plain = plain_program(job.program)
+    stored: list[str] = []
     if job.quantized:
-        lower(plain.module, "storage")
+        stored = lower(plain.module, "storage").notes
         merge_weights(plain.module)
     name = job.file("py")
     symbols = {dim.symbol: dim.name for dim in job.program.dims.values()}
@@ -57,7 +58,7 @@ def write(job: Job) -> Written:
     compile(source, name, "exec")
     (job.stage / name).write_text(source, encoding="utf-8")
     save_file(state, job.stage / weights)
-    return Written((name, weights), _notes(name, plain, tree))
+    return Written((name, weights), (*_notes(name, plain, tree), *stored))
 
 
 def _state(module: fx.GraphModule, tree: Unit) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -23,7 +23,9 @@ from fxcompress.ir.signature import Dim, Parameter, Signature, TensorInput
 __all__ = ["FORMAT", "VERSION", "graph_to_json", "program_from_json", "stored_tensors"]
 
 FORMAT: Final = "fxcompress.program"
-VERSION: Final = 1
+# The newest version that is read. A document without packed weights is of the first.
+VERSION: Final = 2
+_PLAIN: Final = 1
 
 
 def stored_tensors(program: Program) -> dict[str, torch.Tensor]:
@@ -50,7 +52,7 @@ def graph_to_json(program: Program, *, foreign: bool = False) -> dict[str, Any]:
     """
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": _PLAIN,
         "name": program.name,
         "training": program.module.training,
         "dims": [_dim_to_json(dim) for dim in program.dims.values()],

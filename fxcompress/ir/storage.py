@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from fxcompress._torchvision import declare_operators
 from fxcompress.errors import FxCompressError, ModelError
-from fxcompress.ir._document import graph_to_json, program_from_json, stored_tensors
+from fxcompress.ir._document import VERSION, graph_to_json, program_from_json, stored_tensors
+from fxcompress.ir._packing import pack_weights, unpack_weights
 
 if TYPE_CHECKING:
     from fxcompress.ir.program import Program
@@ -37,11 +38,15 @@ def save(program: Program, path: Path) -> Path:
     Raises:
         ModelError: The program holds what has no name, or the file cannot be written.
     """
-    document = json.dumps(graph_to_json(program), separators=(",", ":"), ensure_ascii=False)
+    written = graph_to_json(program)
+    tensors, packed = pack_weights(program, stored_tensors(program))
+    if packed:
+        written = {**written, "version": VERSION, "packed": packed}
+    document = json.dumps(written, separators=(",", ":"), ensure_ascii=False)
     try:
         with _replacing(path) as file, tempfile.TemporaryDirectory(dir=path.parent) as folder:
             weights = Path(folder) / _TENSORS
-            save_file(_separate(stored_tensors(program)), weights)
+            save_file(_separate(tensors), weights)
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 archive.writestr(_entry(_DOCUMENT), document)
                 entry = _entry(_TENSORS)
@@ -106,7 +111,7 @@ def load(path: Path) -> Program:
                 with archive.open(_TENSORS) as source, weights.open("wb") as to:
                     shutil.copyfileobj(source, to, 1 << 20)
                 tensors = load_file(weights)
-        return program_from_json(document, tensors)
+        return program_from_json(document, unpack_weights(document, tensors))
     except FileNotFoundError as error:
         raise ModelError("the file does not exist", where=str(path)) from error
     except FxCompressError as error:

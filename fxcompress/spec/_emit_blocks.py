@@ -48,6 +48,11 @@ class EmitOnnx(_EmitBase):
 
     use: Literal["onnx"]
     opset: int = Field(default=20, ge=18, le=23, description="Version of the ONNX operator set.")
+    activations: Literal["float32", "int8"] = Field(
+        default="float32",
+        description="What layers compute with whose weights alone are quantised. `int8` lets "
+        "onnxruntime round their inputs, row by row: faster, and about 0.5 % off.",
+    )
 
 
 def _emit_text(raw: Any) -> Any:

@@ -21,7 +21,7 @@ __all__ = ["ClassSource", "write_classes"]
 
 _TAKEN: Final = frozenset(
     {"Any", "FakeQuantize", "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear",
-     "IntegerWeight", "Iterator", "Parameter", "Path", "StochasticDepth", "Tensor",
+     "IntegerWeight", "Iterator", "PackedWeight", "Parameter", "Path", "StochasticDepth", "Tensor",
      "TrainingSwitch", "OrderedDict"}
 )  # fmt: skip
 # Places of modules that leaves were given; a child's own name has neither dot nor bracket.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxcompress.emit._integers import IntegerWeight
+from fxcompress.emit._integers import IntegerWeight, PackedWeight
 from fxcompress.nn import (
     FakeQuantize,
     OperandConv1d,
@@ -19,6 +19,7 @@ from fxcompress.nn import (
     OperandConvTranspose1d,
     OperandConvTranspose2d,
     OperandConvTranspose3d,
+    OperandEmbedding,
     OperandLinear,
 )
 from fxcompress.nn.stochastic import StochasticDepth
@@ -109,6 +110,19 @@ def _integer_weight(module: IntegerWeight) -> dict[str, Any]:
     return arguments
 
 
+def _packed_weight(module: PackedWeight) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "shape": module.shape,
+        "scale_shape": tuple(module.scale.shape),
+        "bits": module.bits,
+    }
+    if module.zero_point is None:
+        arguments["zero"] = module.zero
+    if module.dtype is not torch.float32:
+        arguments["dtype"] = module.dtype
+    return arguments
+
+
 def _stochastic(module: StochasticDepth) -> dict[str, Any]:
     names = ("p", "mode", "scale", "noise")
     return {name: getattr(module, name) for name in names}
@@ -121,6 +135,7 @@ HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     IntegerLinear: Helper("Int8Linear", _linear),
     FakeQuantize: Helper("FakeQuantize", _fake_quantize),
     IntegerWeight: Helper("IntegerWeight", _integer_weight),
+    PackedWeight: Helper("PackedWeight", _packed_weight),
     StochasticDepth: Helper("StochasticDepth", _stochastic),
 }
 
@@ -137,6 +152,7 @@ _FUNCTIONS: Final[Mapping[type[nn.Module], Callable[..., Tensor]]] = {
     OperandConvTranspose1d: F.conv_transpose1d,
     OperandConvTranspose2d: F.conv_transpose2d,
     OperandConvTranspose3d: F.conv_transpose3d,
+    OperandEmbedding: F.embedding,
     OperandLinear: F.linear,
 }
 
@@ -214,10 +230,12 @@ def _write_call(module: fx.GraphModule, node: fx.Node, layer: Any) -> None:
     graph = module.graph
     source, weight = node.args
     with graph.inserting_before(node):
-        bias = None
-        if layer.bias is not None:
-            bias = graph.get_attr(f"{node.target}.bias")
-        if isinstance(layer, OperandLinear):
+        operands = [weight]
+        if not isinstance(layer, OperandEmbedding):
+            biased = layer.bias is not None
+            operands.append(graph.get_attr(f"{node.target}.bias") if biased else None)
+        if isinstance(layer, (OperandEmbedding, OperandLinear)):
+            # Where padding stands in an embedding matters to its gradient alone.
             geometry: dict[str, Any] = {}
         else:
             names = ["stride", "padding", "dilation", "groups"]
@@ -229,7 +247,7 @@ def _write_call(module: fx.GraphModule, node: fx.Node, layer: Any) -> None:
                 source = graph.call_function(F.pad, (source, widths), {"mode": layer.padding_mode})
                 source.meta = dict(node.meta)
                 geometry["padding"] = 0
-        call = graph.call_function(_FUNCTIONS[type(layer)], (source, weight, bias), geometry)
+        call = graph.call_function(_FUNCTIONS[type(layer)], (source, *operands), geometry)
     call.meta = dict(node.meta)
     node.replace_all_uses_with(call)
     graph.erase_node(node)

@@ -15,7 +15,7 @@ __all__ = ["render"]
 
 _HELPERS: Final = (
     "FakeQuantize", "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear", "IntegerWeight",
-    "StochasticDepth",
+    "PackedWeight", "StochasticDepth",
 )  # fmt: skip
 # What an import is needed for, and the import, in the order of the file.
 _IMPORTS: Final = (

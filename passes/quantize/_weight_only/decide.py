@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["decide"]
 
 
+@torch.no_grad()
 def decide(program: Program, options: WeightOnlyOptions, context: Context) -> WeightOnlyDecision:
     """Return the decision of `quantize.weight_only`."""
     scratch = GraphRewriter(program)

@@ -20,6 +20,7 @@ _HQQ_POWER: Final = 0.7
 _HQQ_BETA: Final = 10.0
 _HQQ_GROWTH: Final = 1.01
 _HQQ_STEPS: Final = 20
+_TINY: Final = 1e-12
 
 
 @dataclass(frozen=True)
@@ -106,27 +107,36 @@ def hqq(weight: Tensor, width: Width) -> Grid:
         width: The integers.
     """
     best = grid = _covering(*weight.aminmax(dim=-1), width)
-    least = _power_error(best.rounded(weight) - weight)
+    least = torch.full_like(grid.scale, torch.inf)
     beta = _HQQ_BETA
     for _ in range(_HQQ_STEPS):
         integers = grid.integers(weight)
         error = weight - grid.values(integers)
-        target = weight - _shrink(error, beta)
-        zero_point = grid.zero_point
-        if not width.symmetric:
-            mean = (integers - target / grid.scale[..., None]).mean(dim=-1)
-            zero_point = mean.round().clamp(width.qmin, width.qmax)
-        steps = integers - zero_point[..., None]
-        square = steps.square().sum(dim=-1)
-        scale = (steps * target).sum(dim=-1) / square.clamp_min(1.0)
-        usable = (square > 0) & (scale > grid.scale * _LEAST_SHRINK)
-        grid = Grid(width, torch.where(usable, scale, grid.scale), zero_point)
-        found = _power_error(grid.rounded(weight) - weight)
+        size = error.abs()
+        # |x|^(p-1) is infinite at 0, where nothing is left to shrink.
+        slope = size.clamp_min(_TINY).pow(_HQQ_POWER - 1)
+        found = (size * slope).sum(dim=-1)
         better = found < least
-        least = torch.where(better, found, least)
-        best = _choose(better, grid, best)
+        if not bool(better.any()):
+            break
+        least, best = torch.where(better, found, least), _choose(better, grid, best)
+        target = weight - error.sign() * (size - slope / beta).clamp_min_(0)
+        grid = _refitted(grid, integers, target)
         beta *= _HQQ_GROWTH
     return best
+
+
+def _refitted(grid: Grid, integers: Tensor, target: Tensor) -> Grid:
+    """Return the zero points and scales with which the integers give `target` best."""
+    width, zero_point = grid.width, grid.zero_point
+    if not width.symmetric:
+        mean = (integers - target / grid.scale[..., None]).mean(dim=-1)
+        zero_point = mean.round().clamp(width.qmin, width.qmax)
+    steps = integers - zero_point[..., None]
+    square = steps.square().sum(dim=-1)
+    scale = (steps * target).sum(dim=-1) / square.clamp_min(1.0)
+    usable = (square > 0) & (scale > grid.scale * _LEAST_SHRINK)
+    return Grid(width, torch.where(usable, scale, grid.scale), zero_point)
 
 
 def _covering(low: Tensor, high: Tensor, width: Width) -> Grid:
@@ -149,14 +159,3 @@ def _error(difference: Tensor, hessian: Tensor | None) -> Tensor:
         return difference.square().sum(dim=-1)
     product = torch.matmul(difference.transpose(0, 1), hessian).transpose(0, 1)
     return (product * difference).sum(dim=-1)
-
-
-def _power_error(difference: Tensor) -> Tensor:
-    return difference.abs().pow(_HQQ_POWER).sum(dim=-1)
-
-
-def _shrink(error: Tensor, beta: float) -> Tensor:
-    size = error.abs()
-    # |x|^(p-1) is infinite at 0, where the result is 0 anyway.
-    less = size.clamp_min(1e-12).pow(_HQQ_POWER - 1) / beta
-    return error.sign() * (size - less).clamp_min(0)

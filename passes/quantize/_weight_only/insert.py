@@ -93,7 +93,7 @@ def _insert(rewriter: GraphRewriter, entry: WeightEntry, fake: FakeQuantize) -> 
                 changed.add(path)
             rewriter.set_args(reader, (reader.args[0], made[source]), {})
         else:
-            reader.replace_input_with(source, made[source])
+            rewriter.replace_uses(source, made[source], only=lambda user: user in readers)
 
 
 def _operand(reader: fx.Node) -> fx.Node | None:

@@ -1,0 +1,111 @@
+"""What weight-only quantization is emitted as: packed files, and onnxruntime's kernels."""
+
+import pytest
+import torch
+
+from fxcompress.emit import EmitOptions, OnnxOptions, emit
+from fxcompress.emit._lower_nbits import Blocks
+from fxcompress.emit.kernels import runtime_kernels
+from fxcompress.nn import FakeQuantize
+from fxcompress.nn.packing import unpack
+from passes.quantize.weight_only import WeightOnly
+from tests.passes.quantize.test_weight_only import quantised, transformer
+from tests.passes.support import apply
+
+LINEARS = 17
+
+
+def emitted(program, folder, formats, **onnx):
+    options = EmitOptions(onnx=OnnxOptions(**onnx))
+    return {each.format: each for each in emit(program, folder, formats, options=options)}
+
+
+def test_every_format_is_equal_and_small(tmp_path):
+    formats = ("program", "python", "pt2", "onnx")
+    program = quantised(transformer(), {"bits": 4, "embeddings": True}).program
+    made = emitted(program, tmp_path / "int4", formats)
+    for name in ("program", "python", "pt2"):
+        assert made[name].comparison.max_abs == 0.0
+    assert made["onnx"].comparison.relative < 1e-5
+    floats = emitted(transformer(), tmp_path / "float", formats)
+    # What is not weights: the graph, norms and biases. A pt2 archive is mostly graph here.
+    for name, part in (("program", 0.25), ("python", 0.21), ("onnx", 0.22), ("pt2", 0.6)):
+        assert made[name].bytes < part * floats[name].bytes
+    for name in ("python", "pt2"):
+        assert "18 weights are stored as 4-bit integers, packed in bytes" in made[name].notes
+    source = (tmp_path / "int4" / "model.py").read_text()
+    assert "class PackedWeight" in source
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bits": 3}, {"bits": 5, "group": None}, {"bits": 8, "symmetric": True}],
+    ids=str,
+)  # fmt: skip
+def test_widths_in_stand_alone_source(options, tmp_path):
+    program = quantised(transformer(), options).program
+    made = emitted(program, tmp_path, ("python",))
+    assert all(each.comparison.max_abs == 0.0 for each in made.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "matmuls"),
+    [({"bits": 4, "group": None}, LINEARS), ({"bits": 3, "symmetric": True}, LINEARS),
+     ({"bits": 4, "group": 8}, 0), ({"bits": 8}, 0)],
+    ids=str,
+)  # fmt: skip
+def test_kernels_of_onnxruntime(options, matmuls, tmp_path):
+    program = quantised(transformer(), options).program
+    made = emitted(program, tmp_path, ("onnx",))["onnx"]
+    assert made.comparison.relative < 1e-5
+    assert runtime_kernels(tmp_path / "model.onnx")["MatMulNBits"] == matmuls
+    if matmuls:
+        assert f"{LINEARS} linear layers are MatMulNBits" in made.notes
+
+
+def test_activations_may_be_rounded(tmp_path):
+    program = quantised(transformer(), {"bits": 8, "group": 64}).program
+    made = emitted(program, tmp_path, ("onnx",), activations="int8")["onnx"]
+    assert runtime_kernels(tmp_path / "model.onnx")["MatMulNBits"] == LINEARS
+    assert 1e-5 < made.comparison.relative < 2e-2
+    assert any("rounded to int8" in note for note in made.notes)
+
+
+def test_embeddings_are_looked_up_in_blocks(tmp_path):
+    options = {"embeddings": True, "types": ["Embedding"], "group": 64}
+    program = apply(WeightOnly, transformer(), options).program
+    made = emitted(program, tmp_path, ("onnx",))["onnx"]
+    assert runtime_kernels(tmp_path / "model.onnx")["GatherBlockQuantized"] == 1
+    assert made.comparison.relative < 1e-5
+
+
+@pytest.mark.parametrize("columns", [64, 96, 100])
+@pytest.mark.parametrize("group", [None, 32, 4])
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (3, True), (2, False), (8, True)])
+def test_blocks_hold_the_weight(bits, symmetric, group, columns):
+    if group is not None and columns % group:
+        return
+    weight = torch.randn(6, columns, generator=torch.Generator().manual_seed(bits))
+    shape = (6,) if group is None else (6, columns // group)
+    fake = FakeQuantize(
+        bits, signed=symmetric, symmetric=symmetric, axis=0, group=group, shape=shape
+    )
+    rows = weight.reshape(*shape, -1)
+    fake.fit(rows.amin(-1), rows.amax(-1))
+    blocks = Blocks.of(fake, weight)
+    if group == 4:
+        assert blocks is None
+        return
+    count = blocks.scale.shape[1]
+    integers = unpack(blocks.integers.flatten(), blocks.bits, 6 * count * blocks.size)
+    integers = integers.reshape(6, count, blocks.size).float()
+    if blocks.zero_point is None:
+        zero = torch.full((6, count), 2.0 ** (blocks.bits - 1))
+    else:
+        wide = count + count % (8 // blocks.bits)
+        zero = unpack(blocks.zero_point.flatten(), blocks.bits, 6 * wide)
+        zero = zero.reshape(6, wide)[:, :count].float()
+    made = ((integers - zero[..., None]) * blocks.scale[..., None]).flatten(1)
+    assert torch.allclose(made[:, :columns], fake(weight), atol=1e-6)
+    assert not bool(made[:, columns:].any())
+    assert (blocks.zero_point is None) == symmetric
