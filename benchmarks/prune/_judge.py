@@ -35,11 +35,17 @@ class Verdict:
 
 
 def judge(original: nn.Module, removed: Removed, pruned: nn.Module, inputs: Inputs) -> Verdict:
-    """Run the pruned model and the masked original on `inputs`; the better reference counts."""
+    """Run the pruned model and the masked original on `inputs`; the better reference counts.
+
+    Double precision comes first. A model that computes a part in float32 whatever its weights are
+    may do so in another place than its graph, and is then compared as it is.
+    """
     try:
         exact = _double(original)
         if _finite(_evaluate(exact, _in_double(inputs))):  # fills chosen for float32 may overflow
-            return _compare(exact, removed, _double(pruned), _in_double(inputs))
+            verdict = _compare(exact, removed, _double(pruned), _in_double(inputs))
+            if verdict.right:
+                return verdict
     except (RuntimeError, TypeError):
         pass  # constants made in float32, or a kernel without double precision
     return _compare(original, removed, pruned, inputs)

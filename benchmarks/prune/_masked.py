@@ -43,11 +43,12 @@ def masked_reference(model: nn.Module, removed: Removed) -> nn.Module:
 def run_masked(reference: nn.Module, call: Callable[[], Any], *, everywhere: bool) -> Any:
     """Run `call`, which evaluates `reference`, with statistics over the kept channels.
 
-    A norm's kept channels are those whose scale is not zero; without a scale, and for means and
-    variances written out in a module called a norm, those that are not zero on the whole batch when
-    the norm takes its first statistic (what it centres afterwards is minus the mean at a removed
-    channel). With `everywhere`, means and variances over one dimension count so outside of norms
-    too, and what is zero along a dimension that a norm does not normalise stays zero.
+    A norm's kept channels are those whose input and scale are not zero (some add 1 to the stored
+    scale); for means and variances written out in a module called a norm, those that are not zero
+    on the whole batch when the norm takes its first statistic (what it centres afterwards is minus
+    the mean at a removed channel). With `everywhere`, means and variances over one dimension count
+    so outside of norms too, and what is zero along a dimension that a norm does not normalise stays
+    zero.
     """
     mode = _KeptStatistics(everywhere)
     handles = [handle for m in reference.modules() if _is_norm(m) for handle in _inside(m, mode)]
@@ -116,7 +117,7 @@ def _layer_norm(
 ) -> Tensor:  # fmt: skip
     if len(normalized_shape) != 1:
         return func(input, normalized_shape, weight, bias, *rest, **options)
-    kept = _kept(input, -1) if weight is None else weight != 0
+    kept = _kept(input, -1) if weight is None else _kept(input, -1) & (weight != 0)
     if bool(kept.all()):
         return func(input, normalized_shape, weight, bias, *rest, **options)
     out = torch.zeros_like(input)

@@ -176,7 +176,8 @@ def _control(original: nn.Module, removed: Removed, pruned: nn.Module, zoo: ZooM
     """Say whether the comparison notices one wrong channel: kept in the reference, and another not.
 
     The channel is that of a weight's rows, from the middle of the model outwards: a ReLU may keep a
-    channel silent on the whole batch, so up to `_CONTROLS` are tried until one is noticed.
+    channel silent on the whole batch, so up to `_CONTROLS` weights, evenly spread, are tried until
+    one is noticed.
     """
     weights = dict(original.named_parameters())
     rows = [
@@ -185,8 +186,8 @@ def _control(original: nn.Module, removed: Removed, pruned: nn.Module, zoo: ZooM
         if 0 in dims and name in weights and weights[name].ndim > 1
     ]
     middle = len(rows) // 2
-    outwards = sorted(range(len(rows)), key=lambda place: abs(place - middle))
-    for name in [rows[place] for place in outwards][:_CONTROLS]:
+    spread = range(middle % (apart := -(-len(rows) // _CONTROLS)), len(rows), apart) if rows else ()
+    for name in [rows[place] for place in sorted(spread, key=lambda place: abs(place - middle))]:
         gone = list(removed[name][0])
         stays = sorted(set(range(weights[name].shape[0])) - set(gone))
         wrong = {**removed, name: {**removed[name], 0: [*gone[1:], stays[len(stays) // 2]]}}

@@ -108,8 +108,9 @@ class Resolver:
         if found is None:
             size = self._solver.sizes.value(factor.size)
             kind = next((kind for kind in _KINDS if kind in factor.tags), "other")
+            frozen = factor.frozen or (None if size else Frozen("it has no indices", ""))
             found = self._axes[factor] = Axis(
-                len(self._axes), size, "", kind, factor.frozen, factor.statistics
+                len(self._axes), size, "", kind, frozen, factor.statistics
             )
         return found
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxcompress.axes import analyze
+from fxcompress.ir import capture
 from tests.axes.cases.sequence import attention, recurrent
 from tests.axes.support import Built, Net, Sizes, axes_at
 from tests.axes.test_structure_vision import kinds, places, solved
@@ -241,3 +243,22 @@ def test_every_free_axis_is_named_after_what_makes_it() -> None:
         lambda m, x: m.out(torch.relu(m.up(x))), up=nn.Linear(MODEL, 9), out=_out(9)
     ))  # fmt: skip
     assert kinds(analysis) == {"up.weight[0]": ("neuron", 9)}
+
+
+class NoRegisters(nn.Module):
+    """Tokens to prepend, of which there are none: a parameter `[1, 0, width]`."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(1, 0, 8))
+        self.fc, self.out = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = torch.cat([self.tokens.expand(x.shape[0], -1, -1), x], 1)
+        return self.out(self.fc(x).relu())
+
+
+def test_a_dimension_without_entries_is_no_axis_to_prune():
+    analysis = analyze(capture(NoRegisters().eval(), (torch.randn(2, 4, 8),)))
+    assert [(axis.name, axis.size) for axis in analysis.axes] == [("fc.weight[0]", 6)]
+    assert str(analysis.axis("tokens[1]").frozen) == "it has no indices"
