@@ -12,5 +12,5 @@ def write(job: Job) -> Written:
     job.program.save(job.stage / name)
     notes = ["load it with fxcompress: `Program.load(path)`"]
     if job.quantized:
-        notes.append("weights that their quantizers give back exactly are stored as packed integers")
+        notes.append("weights that their quantizers give back exactly are packed integers")
     return Written((name,), tuple(notes))

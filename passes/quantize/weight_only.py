@@ -43,7 +43,7 @@ class WeightOnlyOptions(Selection):
         description="Round to nearest (rtn), HQQ, AWQ, GPTQ, or GPTQ on the scales of AWQ.",
     )
     search: Literal["minmax", "mse"] = Field(
-        default="mse", description="Cover every weight, or clip where that lowers the error."
+        default="minmax", description="Cover every weight, or clip where that lowers the error."
     )
     embeddings: bool = Field(default=False, description="Quantise embedding tables too.")
     calibration: int = Field(
@@ -138,7 +138,7 @@ class WeightOnly(Pass[WeightOnlyOptions, WeightOnlyDecision]):
       2023, "Half-Quadratic Quantization of Large Machine Learning Models");
     - `gptq`: column by column, each rounding error made up for by the columns still in float, the
       least-squares way for the inputs X of the calibration data (Frantar et al., 2023,
-      arXiv:2210.17323), the scales fixed beforehand;
+      arXiv:2210.17323); the scales are refitted to the integers afterwards;
     - `awq`: input channels are multiplied by max(mean|x|)^α, normalised, before they are rounded,
       and what makes these inputs (a norm's weight, a linear layer) is divided by the same; α is
       the one with the least output error (Lin et al., 2024, arXiv:2306.00978);

@@ -13,6 +13,7 @@ from passes.prune.n_m import NM
 from passes.prune.unstructured import Unstructured
 from passes.quantize.qat import Qat
 from passes.quantize.static import Static
+from passes.quantize.weight_only import WeightOnly
 from passes.tidy.cast import Cast
 from passes.tidy.fold_batchnorm import FoldBatchNorm
 from passes.tidy.replace_activation import ReplaceActivation
@@ -65,6 +66,13 @@ def test_qat(golden_graph):
     options["weights"] = {"observer": "minmax", "bits": 4}
     program = resnet()
     golden_graph(apply(Qat, program, options, hashed_data(program)).program)
+
+
+@pytest.mark.golden("passes/quantize/weight_only")
+def test_weight_only(golden_graph):
+    # To nearest, because a last bit elsewhere in the inputs may round a column the other way.
+    options = {"group": 4, "embeddings": True, "overrides": [{"targets": ["head"], "bits": 8}]}
+    golden_graph(apply(WeightOnly, transformer(), options).program)
 
 
 @pytest.mark.golden("passes/depth/skip_blocks")

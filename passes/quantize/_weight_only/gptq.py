@@ -9,13 +9,15 @@ is the least-squares change of the columns from j on with those before fixed. Co
 in blocks; those right of a block get all of its updates at once. Source: Frantar et al., 2023,
 arXiv:2210.17323, Algorithm 1.
 
+Afterwards the integers are fixed and the scales of a row take their least-squares values.
+
 Columns are taken in order of their inputs' norm, the largest first ("act-order"), while the groups
 stay runs of neighbouring columns with scales fixed beforehand ("static groups").
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -24,9 +26,12 @@ from torch import Tensor
 from fxcompress.errors import NumericsError
 from passes.quantize._weight_only.grids import Grid
 
-__all__ = ["Factor", "factor", "gptq"]
+__all__ = ["Factor", "factor", "gptq", "refit"]
 
 _BLOCK: Final = 128
+# Refitted scales stay within this factor of what they were.
+_FARTHEST: Final = 2.0
+_RIDGE: Final = 1e-3
 
 
 @dataclass(frozen=True)
@@ -94,3 +99,33 @@ def gptq(weight: Tensor, grid: Grid, factored: Factor) -> Tensor:
     restored = torch.empty_like(integers)
     restored[:, order] = integers
     return restored.reshape(weight.shape)
+
+
+def refit(weight: Tensor, grid: Grid, integers: Tensor, hessian: Tensor) -> Grid:
+    """Return the grid with the scales that give the least output error for fixed integers.
+
+    A row is w ≈ Σ_g s_g·d_g with d_g = q − z in group g and 0 elsewhere, so that the scales solve
+    (D H Dᵀ) s = D H w, a system of as many equations as the row has groups.
+
+    Args:
+        weight: `[rows, groups, elements]`.
+        grid: Of `integers`.
+        integers: `[rows, groups, elements]`.
+        hessian: XᵀX, `[columns, columns]`.
+    """
+    rows, groups, elements = weight.shape
+    steps = integers - grid.zero_point[..., None]
+    normal = torch.empty(rows, groups, groups)
+    for index in range(groups):
+        part = hessian[index * elements : (index + 1) * elements]
+        through = (steps[:, index] @ part).reshape(rows, groups, elements)
+        normal[:, index] = (through * steps).sum(dim=-1)
+    missing = (weight - grid.values(integers)).flatten(1) @ hessian
+    wanted = (missing.reshape(weight.shape) * steps).sum(dim=-1)
+    diagonal = normal.diagonal(dim1=1, dim2=2)
+    # A group of zeros has an equation of zeros.
+    diagonal += _RIDGE * diagonal + 1e-12 + diagonal.mean(dim=1, keepdim=True) * 1e-6
+    scale = grid.scale + torch.linalg.solve(normal.double(), wanted.double()).float()
+    near = (scale > grid.scale / _FARTHEST) & (scale < grid.scale * _FARTHEST)
+    usable = near.all(dim=1, keepdim=True)
+    return replace(grid, scale=torch.where(usable, scale, grid.scale))

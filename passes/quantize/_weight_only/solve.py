@@ -16,7 +16,7 @@ from passes.prune._layers.inputs import input_rows
 from passes.prune._layers.stream import advance
 from passes.prune._layers.weights import Reader
 from passes.quantize._weight_only.awq import Scaling, find_scalings, search_scale
-from passes.quantize._weight_only.gptq import Factor, factor, gptq
+from passes.quantize._weight_only.gptq import Factor, factor, gptq, refit
 from passes.quantize._weight_only.grids import Grid, fit, hqq
 from passes.quantize._weight_only.layers import Weight, input_operand
 from passes.quantize._weight_only.statistics import Inputs
@@ -204,7 +204,8 @@ class _Run:
                 )
                 if key is not None:
                     self.factors[key, index] = factored
-            found.append(Solution(grid, gptq(part, grid, factored)))
+            integers = gptq(part, grid, factored)
+            found.append(Solution(refit(part, grid, integers, inputs.hessian[index]), integers))
         grid = replace(
             found[0].grid,
             scale=torch.cat([each.grid.scale for each in found]),

@@ -6,7 +6,7 @@ import torch
 from fxcompress.errors import NumericsError
 from fxcompress.rewrite import GraphRewriter
 from passes.quantize._weight_only.awq import find_scalings
-from passes.quantize._weight_only.gptq import factor, gptq
+from passes.quantize._weight_only.gptq import factor, gptq, refit
 from passes.quantize._weight_only.grids import Width, fit, hqq
 from passes.quantize._weight_only.insert import fold
 from passes.quantize._weight_only.layers import choose
@@ -153,3 +153,21 @@ def test_scaling_is_exact_before_anything_is_rounded():
     fold(rewriter, folds, arrays)
     assert len(folds) == 16
     assert relative_error(program, rewriter.finish(), *token_batches(1)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (3, 16), (4, 160)])
+def test_refitted_scales_are_the_best_for_the_integers(bits, group, seed):
+    x, weight = correlated(300, 160, seed), weight_of(6, 160, seed)
+    rows, hessian = weight.reshape(6, -1, group), x.T @ x
+    grid = fit(rows, Width(bits, False), "minmax")
+    integers = gptq(rows, grid, factor(hessian, 0.01, ordered=True, name="w"))
+    made = refit(rows, grid, integers, hessian)
+    before = output_error(grid.values(integers).flatten(1), weight, x)
+    after = output_error(made.values(integers).flatten(1), weight, x)
+    assert after < before
+    # Each row against the least squares of its groups' outputs.
+    steps = (integers - grid.zero_point[..., None])[0]
+    parts = torch.stack([x[:, g * group : (g + 1) * group] @ d for g, d in enumerate(steps)], 1)
+    wanted = torch.linalg.lstsq(parts.double(), (x @ weight[0]).double()[:, None]).solution[:, 0]
+    assert torch.allclose(made.scale[0].double(), wanted, rtol=0.02)
