@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress.emit._integers import IntegerWeight, PackedWeight
 from fxcompress.nn import (
+    DynamicQuantize,
     FakeQuantize,
     OperandConv1d,
     OperandConv2d,
@@ -20,7 +21,10 @@ from fxcompress.nn import (
     OperandConvTranspose2d,
     OperandConvTranspose3d,
     OperandEmbedding,
+    OperandGRU,
     OperandLinear,
+    OperandLSTM,
+    OperandRNN,
 )
 from fxcompress.nn.stochastic import StochasticDepth
 
@@ -123,6 +127,22 @@ def _packed_weight(module: PackedWeight) -> dict[str, Any]:
     return arguments
 
 
+def _dynamic(module: DynamicQuantize) -> dict[str, Any]:
+    settings = {"bits": 8, "per": "token", "symmetric": False}
+    return {k: getattr(module, k) for k, v in settings.items() if getattr(module, k) != v}
+
+
+def _recurrent(module: Any) -> dict[str, Any]:
+    kind = type(module).__name__.removeprefix("Operand")
+    settings = {"num_layers": 1, "bias": True, "batch_first": False, "bidirectional": False,
+                "bits": 8}  # fmt: skip
+    return {
+        "kind": f"{kind}_{module.nonlinearity}" if kind == "RNN" else kind,
+        "hidden_size": module.hidden_size,
+        **{k: getattr(module, k) for k, v in settings.items() if getattr(module, k) != v},
+    }
+
+
 def _stochastic(module: StochasticDepth) -> dict[str, Any]:
     names = ("p", "mode", "scale", "noise")
     return {name: getattr(module, name) for name in names}
@@ -136,6 +156,10 @@ HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     FakeQuantize: Helper("FakeQuantize", _fake_quantize),
     IntegerWeight: Helper("IntegerWeight", _integer_weight),
     PackedWeight: Helper("PackedWeight", _packed_weight),
+    DynamicQuantize: Helper("DynamicQuantize", _dynamic),
+    OperandGRU: Helper("RoundedRecurrent", _recurrent),
+    OperandLSTM: Helper("RoundedRecurrent", _recurrent),
+    OperandRNN: Helper("RoundedRecurrent", _recurrent),
     StochasticDepth: Helper("StochasticDepth", _stochastic),
 }
 
