@@ -83,6 +83,21 @@ class Transformer(nn.Module):
         return self.head(self.norm(x).mean(1))
 
 
+class Reader(nn.Module):
+    """A convolution over time, an LSTM in both directions, and two layers on its output."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.conv = nn.Conv1d(4, width, 3, padding=1)
+        self.lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
+        self.gate, self.value = nn.Linear(2 * width, 3), nn.Linear(2 * width, 3)
+
+    def forward(self, x):
+        y = self.conv(x.transpose(1, 2)).relu().transpose(1, 2)
+        y = self.lstm(y)[0]
+        return (self.value(y) * self.gate(y).sigmoid()).mean(1)
+
+
 def token_batches(count=4, batch=4, seq=12, seed=0, masked=False):
     generator = torch.Generator().manual_seed(seed)
     batches = []

@@ -1,6 +1,7 @@
 """One golden graph per pass: what it makes of a small model."""
 
 import pytest
+import torch
 
 from fxcompress.api import compress
 from fxcompress.ir import Program, capture
@@ -11,13 +12,14 @@ from passes.prune.burn_in import BurnIn
 from passes.prune.channels import Channels
 from passes.prune.n_m import NM
 from passes.prune.unstructured import Unstructured
+from passes.quantize.dynamic import Dynamic
 from passes.quantize.qat import Qat
 from passes.quantize.static import Static
 from passes.quantize.weight_only import WeightOnly
 from passes.tidy.cast import Cast
 from passes.tidy.fold_batchnorm import FoldBatchNorm
 from passes.tidy.replace_activation import ReplaceActivation
-from tests.passes.models import ResNet, Transformer, image_batches, token_batches
+from tests.passes.models import Reader, ResNet, Transformer, image_batches, token_batches
 from tests.passes.support import apply
 
 
@@ -73,6 +75,13 @@ def test_weight_only(golden_graph):
     # To nearest, because a last bit elsewhere in the inputs may round a column the other way.
     options = {"group": 4, "embeddings": True, "overrides": [{"targets": ["head"], "bits": 8}]}
     golden_graph(apply(WeightOnly, transformer(), options).program)
+
+
+@pytest.mark.golden("passes/quantize/dynamic")
+def test_dynamic(golden_graph):
+    model = Reader(width=6).eval()
+    program = capture(model, (torch.zeros(2, 5, 4),), dynamic={"x": {0: "batch"}})
+    golden_graph(apply(Dynamic, hash_weights_(program)).program)
 
 
 @pytest.mark.golden("passes/depth/skip_blocks")
