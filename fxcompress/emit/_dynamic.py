@@ -118,8 +118,27 @@ def write_dynamic(module: fx.GraphModule) -> Lowered:
             if source not in quantized:
                 quantized[source] = _write_quantize(module, source)
             _replace(module, node, made, quantized[source])
+    _write_left(module, quantized)
     module.graph.eliminate_dead_code()
     return done
+
+
+def _write_left(module: fx.GraphModule, quantized: dict[fx.Node, tuple[fx.Node, ...]]) -> None:
+    """Give what is computed in float the floats that the integers stand for."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_module" or not node.users:
+            continue
+        if not isinstance(module.get_submodule(str(node.target)), DynamicQuantize):
+            continue
+        q, scale, zero_point = quantized.get(node) or _write_quantize(module, node)
+        with module.graph.inserting_after(zero_point):
+            call = module.graph.call_function(_dequantize, (q, scale, zero_point))
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+
+
+def _dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    return (q.float() - zero_point.float()) * scale
 
 
 def _weight(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:

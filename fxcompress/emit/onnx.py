@@ -161,10 +161,15 @@ def _name_sizes(model: Any, plain: PlainProgram) -> None:
                 names[str(size.value)] = name
     values = [v for node in model.graph for v in node.outputs]
     for value in [*model.graph.inputs, *values]:
-        for place, size in enumerate(value.shape or ()):
+        if value.shape is None or value.shape.is_static():
+            continue
+        sizes = list(value.shape)
+        for place, size in enumerate(sizes):
             if isinstance(size, onnx_ir.SymbolicDim) and size.value is not None:
                 text = _SYMBOL.sub(lambda m: names.get(m[0], m[0]), size.value)
-                value.shape[place] = onnx_ir.SymbolicDim(text)
+                sizes[place] = onnx_ir.SymbolicDim(text)
+        # A new one: what several values share cannot be changed.
+        value.shape = onnx_ir.Shape(sizes)
 
 
 def _save(model: Any, stage: Path, name: str) -> tuple[str, ...]:
