@@ -96,6 +96,8 @@ class ConstraintResult:
             return "not measured"
         if self.limit.endswith("%") and self.bound:
             return f"{self.value / self.bound * float(self.limit[:-1]):.3g}% ({self.value:.6g})"
+        if self.limit.endswith("pt"):
+            return f"{100 * self.value:.3g}pt"
         return f"{self.value:.6g}"
 
     def __str__(self) -> str:

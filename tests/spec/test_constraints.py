@@ -101,3 +101,13 @@ def test_a_share_of_the_original_is_met_by_exactly_that_share(size: float, perce
     (above,) = check_constraints(limits, Figures({"size": size}, {"size": exactly * 1.01 + 1e-9}))
     assert met.met
     assert not above.met
+
+
+@pytest.mark.parametrize(
+    ("limit", "reached"), [("1pt", "-0.2pt"), ("1%", "-0.208% (-0.002)"), (0.01, "-0.002")]
+)
+def test_what_was_reached_is_told_in_the_unit_of_the_limit(limit: object, reached: str) -> None:
+    constraints = Constraints.model_validate({"metric_drop": limit})
+    figures = Figures({"metric": 0.96}, {"metric": 0.962})
+    (result,) = check_constraints(constraints, figures)
+    assert result.reached == reached
