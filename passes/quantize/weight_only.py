@@ -42,8 +42,10 @@ class WeightOnlyOptions(Selection):
         default="rtn",
         description="Round to nearest (rtn), HQQ, AWQ, GPTQ, or GPTQ on the scales of AWQ.",
     )
-    search: Literal["minmax", "mse"] = Field(
-        default="minmax", description="Cover every weight, or clip where that lowers the error."
+    search: Literal["auto", "minmax", "mse"] = Field(
+        default="auto",
+        description="Cover every weight, or clip where that lowers the error: `auto` clips where "
+        "calibration data tells the error of the output.",
     )
     embeddings: bool = Field(default=False, description="Quantise embedding tables too.")
     calibration: int = Field(
@@ -144,8 +146,8 @@ class WeightOnly(Pass[WeightOnlyOptions, WeightOnlyDecision]):
       the one with the least output error (Lin et al., 2024, arXiv:2306.00978);
     - `awq+gptq`: the rounding of GPTQ on the channels as AWQ scales them.
 
-    Where there is calibration data, the search for a range minimises the error of the layer's
-    output. The parameter becomes what its integers stand for.
+    With calibration data the search for a range minimises the error of the layer's output. The
+    parameter becomes what its integers stand for.
 
     Preserves: approximate. Needs: a `calibration` split for awq and gptq.
     """

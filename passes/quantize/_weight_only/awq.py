@@ -82,13 +82,12 @@ def find_scalings(
     return found, reasons
 
 
-def search_scale(weights: Sequence[tuple[Width, Tensor]], inputs: Inputs, search: str) -> Tensor:
+def search_scale(weights: Sequence[tuple[Width, Tensor]], inputs: Inputs) -> Tensor:
     """Return the factors with the least output error of all weights together, `[channels]`.
 
     Args:
         weights: Integers and values `[rows, groups, elements]` of each weight.
         inputs: Of these layers.
-        search: How ranges are found: `minmax` or `mse`.
     """
     hessian, mean = inputs.hessian[0], inputs.mean[0].float()
     judged = [(width, rows[:: max(1, len(rows) // _JUDGED)]) for width, rows in weights]

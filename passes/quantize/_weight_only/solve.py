@@ -56,7 +56,7 @@ def solve(weight: Weight, value: Tensor, options: WeightOnlyOptions) -> Solution
     grid = (
         hqq(rows, weight.width)
         if options.method == "hqq"
-        else fit(rows, weight.width, options.search)
+        else fit(rows, weight.width, "mse" if options.search == "mse" else "minmax")
     )
     return Solution(grid, grid.integers(rows))
 
@@ -104,6 +104,7 @@ class _Run:
         context: Context,
     ) -> None:
         self.scratch, self.options, self.context = scratch, options, context
+        self.search = "minmax" if options.search == "minmax" else "mse"
         self.weights = {each.tensor: each for each in weights}
         self.values = {name: scratch.get_tensor(name).detach() for name in self.weights}
         self.readers = {
@@ -181,7 +182,7 @@ class _Run:
         if scaling.factors is None:
             weights = [self.readers[node] for node in scaling.layers]
             rows = [(each.width, _checked(each, self.values[each.tensor])) for each in weights]
-            scaling.factors = search_scale(rows, inputs, self.options.search)
+            scaling.factors = search_scale(rows, inputs)
         return scaling.factors
 
     def _rounded(self, weight: Weight, rows: Tensor, inputs: Inputs, key: Any) -> Solution:
@@ -190,7 +191,7 @@ class _Run:
         blocks = inputs.blocks(rows.shape[-1])
         found = []
         for index, part in enumerate(rows.chunk(groups)):
-            grid = fit(part, weight.width, self.options.search, blocks[index])
+            grid = fit(part, weight.width, self.search, blocks[index])
             if not self.options.method.endswith("gptq"):
                 found.append(Solution(grid, grid.integers(part)))
                 continue
