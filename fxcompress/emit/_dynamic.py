@@ -45,6 +45,8 @@ class IntegerLinear(nn.Module):
     scale: Tensor
     sums: Tensor | None
     bias: Tensor | None
+    one: Tensor
+    middle: Tensor
 
     def __init__(
         self, weight: Tensor, scale: Tensor, bias: Tensor | None, module: DynamicQuantize
@@ -178,19 +180,23 @@ def _integer_layer(
     quantizer = cast(FakeQuantize, module.get_submodule(str(weight.target)))
     dtype = weight.meta["val"].dtype if "val" in weight.meta else torch.float32
     if quantizer.bits > 8 or quantizer.group is not None or bool(quantizer.zero_point.any()):
-        return _left(done, name, "its weight is not 8-bit integers around 0")
+        _left(done, name, "its weight is not 8-bit integers around 0")
+        return None
     if dtype is not torch.float32:
-        return _left(done, name, f"its kernel has no {str(dtype).removeprefix('torch.')}")
+        _left(done, name, f"its kernel has no {str(dtype).removeprefix('torch.')}")
+        return None
     value = _attribute(module, str(cast(fx.Node, weight.args[0]).target))
     integers = quantizer.quantize(value).to(torch.int8)
     if quantizer.bits < 8:
         done.notes.append(f"{name}: its {quantizer.bits}-bit weights are stored as 8-bit integers")
     if node.target is torch.addmm:
         if set(node.kwargs.values()) - {1} or quantizer.axis not in (None, 1):
-            return _left(done, name, "it scales its operands")
+            _left(done, name, "it scales its operands")
+            return None
         bias = node.args[0]
         if not isinstance(bias, fx.Node) or bias.op != "get_attr":
-            return _left(done, name, "its bias is computed in the graph")
+            _left(done, name, "its bias is computed in the graph")
+            return None
         integers, tensor = integers.t(), _attribute(module, str(bias.target))
         done.linears += 1
         return IntegerLinear(integers, _scales(quantizer, integers), tensor, activation)
@@ -203,7 +209,8 @@ def _integer_layer(
         if plain and activation.per == "tensor":
             done.convolutions += 1
             return IntegerConv(integers, _scales(quantizer, integers), cast(nn.Conv2d, layer))
-    return _left(done, name, "there is no integer kernel for it")
+    _left(done, name, "there is no integer kernel for it")
+    return None
 
 
 def _left(done: Lowered, name: str, reason: str) -> None:

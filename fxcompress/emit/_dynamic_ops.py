@@ -29,10 +29,17 @@ _SCHEMAS = {
 }
 
 
-@cache
 def dynamic_ops() -> Any:
     """Return `torch.ops.fxcompress`, its operators registered on the first call."""
-    library = torch.library.Library("fxcompress", "FRAGMENT")
+    _library()
+    return torch.ops.fxcompress
+
+
+@cache
+def _library() -> Any:
+    """Register the operators; they are gone with the object that this keeps."""
+    made: Any = torch.library
+    library = made.Library("fxcompress", "FRAGMENT")
     shapes = {
         "dynamic_quantize": _quantize,
         "dynamic_linear": _linear,
@@ -41,13 +48,8 @@ def dynamic_ops() -> Any:
     }
     for name, schema in _SCHEMAS.items():
         library.define(f"{name}{schema}")
-        torch.library.register_fake(f"fxcompress::{name}", shapes[name], lib=library)
-    # The registration ends with the object that made it.
-    _KEPT.append(library)
-    return torch.ops.fxcompress
-
-
-_KEPT: list[torch.library.Library] = []
+        made.register_fake(f"fxcompress::{name}", shapes[name], lib=library)
+    return library
 
 
 def _quantize(

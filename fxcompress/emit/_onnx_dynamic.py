@@ -30,7 +30,7 @@ def dynamic_translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
 
 
 def _quantize(x: Any, bits: int, per_token: bool, symmetric: bool) -> Any:
-    from onnxscript import opset18 as op
+    op = _opset()
 
     if bits == 8 and not per_token and not symmetric:
         return op.DynamicQuantizeLinear(x)
@@ -69,7 +69,7 @@ def _quantize(x: Any, bits: int, per_token: bool, symmetric: bool) -> Any:
 
 
 def _linear(q: Any, scale: Any, zero_point: Any, weight: Any, weight_scale: Any, bias: Any) -> Any:
-    from onnxscript import opset18 as op
+    op = _opset()
 
     product = op.Cast(op.MatMulInteger(q, weight, zero_point), to=_FLOAT)
     result = op.Mul(product, op.Mul(scale, weight_scale))
@@ -88,7 +88,7 @@ def _conv(
     dilation: Any,
     groups: int,
 ) -> Any:
-    from onnxscript import opset18 as op
+    op = _opset()
 
     product = op.ConvInteger(
         q,
@@ -116,7 +116,7 @@ def _recurrence(
     r_scale: Any,
     kind: str,
 ) -> Any:
-    from onnxscript import opset18 as op
+    op = _opset()
 
     directions, hidden = int(h.shape[0]), int(h.shape[2])
     operands = [op.DequantizeLinear(q, scale, zero_point)]
@@ -135,6 +135,12 @@ def _recurrence(
     return op.RNN(
         *operands, bias, None, h, direction=direction, hidden_size=hidden, activations=activations
     )
+
+
+def _opset() -> Any:
+    from onnxscript import opset18
+
+    return opset18
 
 
 def _u8(op: Any, value: int) -> Any:

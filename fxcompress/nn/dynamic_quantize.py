@@ -43,7 +43,7 @@ def dynamic_parameters(
     """
     qmin, qmax = integer_range(bits, symmetric=symmetric)
     values = wide(x.detach())
-    dims = {"dim": -1, "keepdim": True} if per == "token" else {}
+    dims: dict[str, Any] = {"dim": -1, "keepdim": True} if per == "token" else {}
     low: Tensor = values.amin(**dims).clamp(max=0)
     high: Tensor = values.amax(**dims).clamp(min=0)
     scale = torch.maximum(-low, high) / qmax if symmetric else (high - low) / qmax

@@ -36,7 +36,7 @@ class _OperandRecurrent(nn.RNNBase):
 
     bits: int
 
-    def forward(self, input: Tensor, hx: Any = None, *weights: Tensor) -> Any:  # type: ignore[override]
+    def forward(self, input: Tensor, hx: Any = None, *weights: Tensor) -> Any:
         """Return what the stock layer would for these weights: output and last state.
 
         Args:
@@ -77,7 +77,7 @@ class _OperandRecurrent(nn.RNNBase):
         return cast(Tensor, DynamicQuantize(self.bits, per="tensor")(x))
 
     def _initial(self, x: Tensor, hx: Any, batched: bool) -> _States:
-        count = 2 if isinstance(self, nn.LSTM) else 1
+        count = 2 if self.mode == "LSTM" else 1
         if hx is None:
             depth = self.num_layers * (2 if self.bidirectional else 1)
             zeros = x.new_zeros(depth, x.shape[1], self.hidden_size)
@@ -98,7 +98,7 @@ class _OperandRecurrent(nn.RNNBase):
         raise NotImplementedError
 
 
-class OperandLSTM(_OperandRecurrent, nn.LSTM):
+class OperandLSTM(_OperandRecurrent, nn.LSTM):  # type: ignore[misc]
     """`nn.LSTM` with the matrices as operands; input and hidden state are rounded.
 
     Args:
@@ -159,7 +159,7 @@ class OperandLSTM(_OperandRecurrent, nn.LSTM):
         return o.sigmoid() * c.tanh(), c
 
 
-class OperandGRU(_OperandRecurrent, nn.GRU):
+class OperandGRU(_OperandRecurrent, nn.GRU):  # type: ignore[misc]
     """`nn.GRU` with the matrices as operands; the input of each layer is rounded.
 
     Args:
@@ -196,7 +196,7 @@ class OperandGRU(_OperandRecurrent, nn.GRU):
         return _stock(torch._VF.gru, self, x, states, weights, biases)
 
 
-class OperandRNN(_OperandRecurrent, nn.RNN):
+class OperandRNN(_OperandRecurrent, nn.RNN):  # type: ignore[misc]
     """`nn.RNN` with the matrices as operands; the input of each layer is rounded.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor, fx
 
@@ -73,7 +73,7 @@ def choose(program: Program, options: DynamicOptions) -> Layers:
     chosen: list[fx.Node] = []
     declined: list[Declined] = []
     for node in candidates:
-        reason, because = "it is not selected", ()
+        reason, because = "it is not selected", tuple[fx.Node, ...]()
         if node in selected:
             reason, because = _obstacle(node)
         if reason:
@@ -100,6 +100,7 @@ def _obstacle(node: fx.Node) -> tuple[str, tuple[fx.Node, ...]]:
     if op in _RECURRENT:
         return _recurrent_obstacle(node)
     source = weight_operand(node)
+    weight: Any
     if source is None:
         try:
             take_weight_as_operand(module_of(node))
