@@ -206,9 +206,7 @@ def _drop_unread(module: fx.GraphModule) -> None:
         inside = any(path == c or path.startswith(f"{c}.") for c in called)
         owner = module.get_submodule(path)
         # An operand layer computes with what it is given; its own weight is the graph's business.
-        if name not in read and (
-            not inside or _is_operand(owner, attribute)
-        ):
+        if name not in read and (not inside or _is_operand(owner, attribute)):
             delattr(owner, attribute)
 
 
