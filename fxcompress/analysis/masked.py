@@ -150,6 +150,9 @@ class MaskedReference(fx.Interpreter):
         name = op_name(node)
         if name in _NORMS:
             return self._norm(node, name, args, kwargs)
+        if name == "sdpa" and kwargs.get("scale") is None:
+            # Its default is that of the width it is given, not of the one it was trained with.
+            kwargs["scale"] = int(node.all_input_nodes[0].meta["val"].shape[-1]) ** -0.5
         if node.op == "call_module":
             return self.call_module(str(node.target), args, kwargs)
         if node.op == "call_method":

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from fxcompress.analysis import MaskedReference, masked_difference
 from fxcompress.axes import analyze
+from fxcompress.ir import capture
 from fxcompress.rewrite import GraphRewriter
+from fxcompress.rewrite.shrink import shrink
 from tests.axes.support import Keep, Net, captured, pruned
 
 KEPT = np.array([0, 2, 3])
@@ -132,3 +134,31 @@ def test_an_output_that_is_not_finite_alone_is_caught() -> None:
     with torch.no_grad():
         after.state()["down.weight"][0, 0] = math.nan
     assert masked_difference(analysis, keep, after, leaves) == math.inf
+
+
+class Registers(nn.Module):
+    """Attention over tokens of which some are learned: both they and the width can go."""
+
+    def __init__(self):
+        super().__init__()
+        self.registers = nn.Parameter(torch.randn(1, 4, 12))
+        self.qkv, self.out = nn.Linear(12, 24), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.cat([self.registers.expand(x.shape[0], -1, -1), x], 1)
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2).mean(1))
+
+
+def test_attention_keeps_its_scale_where_tokens_and_width_go():
+    torch.manual_seed(0)
+    program = capture(Registers().eval(), (torch.randn(2, 5, 12),))
+    analysis = analyze(program)
+    keep = {axis: np.arange(0, axis.size, 2) for axis in analysis.axes}
+    assert {axis.size for axis in keep} >= {2, 4}
+    rewriter = GraphRewriter(program)
+    shrink(rewriter, analysis, keep)
+    after = rewriter.finish()
+    leaves = program.signature.flatten((torch.randn(3, 5, 12),), {})
+    assert masked_difference(analysis, keep, after, leaves) < 1e-5

@@ -115,7 +115,7 @@ class Grower:
     def op_gate(self) -> None:
         i, place = self.value(), self.place
         if self.widths[i] % 2:
-            i = self.mixed(i, 2 * self.widths[i])
+            i = self.mixed(i, self.widths[i] + 1)
         self.add(self.widths[i] // 2, lambda m, v: F.glu(v[i], place))
 
     def op_halves(self) -> None:
