@@ -37,7 +37,7 @@ from fxcompress.nn._tracking import RangeTracker
 __all__ = ["FakeQuantize", "affine_parameters"]
 
 # A learned scale may be trained through 0.
-_SMALLEST_SCALE = 1e-12
+_SMALLEST_SCALE = 1e-30
 
 
 class FakeQuantize(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxcompress.nn import FakeQuantize, Mask, StochasticDepth
+from fxcompress.nn import DynamicQuantize, FakeQuantize, Mask, StochasticDepth
 from tests.axes.support import Built, Case, Net, Sizes, case, tokens
 
 __all__ = ["CASES"]
@@ -158,6 +158,9 @@ CASES: tuple[Case, ...] = (
         mask=_masked(s.b)), (torch.randn(3, 5, s.a),)), control=False),
     case("fake_quant", lambda s: _quantized(s, None)),
     case("fake_quant", lambda s: _quantized(s, 4), "groups"),
+    case("dynamic_quant", lambda s: _parameter(lambda m, x: m.fq(x), s, fq=DynamicQuantize(8))),
+    case("dynamic_quant", lambda s: _parameter(
+        lambda m, x: m.fq(x), s, fq=DynamicQuantize(4, per="tensor", symmetric=True)), "tensor"),
     case("stochastic_depth", lambda s: _parameter(
         lambda m, x: m.path(x), s, path=StochasticDepth(0.5, "row"))),
     case("to", lambda s: tokens(lambda x: x.double().to(torch.float32), s)),
