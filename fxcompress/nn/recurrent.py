@@ -13,6 +13,7 @@ hidden state stays in float.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
@@ -27,7 +28,7 @@ __all__ = ["OperandGRU", "OperandLSTM", "OperandRNN", "take_weights_as_operands"
 _States = tuple[Tensor, ...]
 
 
-class _OperandRecurrent(nn.RNNBase):
+class _OperandRecurrent(nn.RNNBase, ABC):
     """What the three share: layouts, layers and initial states.
 
     Attributes:
@@ -91,15 +92,15 @@ class _OperandRecurrent(nn.RNNBase):
         suffixes = [f"l{layer}", f"l{layer}_reverse"][: 2 if self.bidirectional else 1]
         return [getattr(self, f"{name}_{s}") for s in suffixes for name in ("bias_ih", "bias_hh")]
 
+    @abstractmethod
     def _layer(
         self, x: Tensor, states: _States, weights: tuple[Tensor, ...], biases: list[Tensor]
     ) -> tuple[Tensor, _States]:
         """Run one layer, all directions, on a rounded `[time, batch, features]`."""
-        raise NotImplementedError
 
 
-class OperandLSTM(_OperandRecurrent, nn.LSTM):  # type: ignore[misc]
-    """`nn.LSTM` with the matrices as operands; input and hidden state are rounded.
+class _Gated(_OperandRecurrent):
+    """What LSTM and GRU share: their arguments.
 
     Args:
         input_size: Features of the input.
@@ -124,10 +125,14 @@ class OperandLSTM(_OperandRecurrent, nn.LSTM):  # type: ignore[misc]
         *,
         bits: int = 8,
     ) -> None:
-        super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
-        )
+        # What comes next in line is nn.LSTM or nn.GRU, not the base that both extend.
+        stock: Any = super().__init__
+        stock(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         self.bits = bits
+
+
+class OperandLSTM(_Gated, nn.LSTM):  # type: ignore[misc]
+    """`nn.LSTM` with the matrices as operands; input and hidden state are rounded."""
 
     def _layer(
         self, x: Tensor, states: _States, weights: tuple[Tensor, ...], biases: list[Tensor]
@@ -159,36 +164,8 @@ class OperandLSTM(_OperandRecurrent, nn.LSTM):  # type: ignore[misc]
         return o.sigmoid() * c.tanh(), c
 
 
-class OperandGRU(_OperandRecurrent, nn.GRU):  # type: ignore[misc]
-    """`nn.GRU` with the matrices as operands; the input of each layer is rounded.
-
-    Args:
-        input_size: Features of the input.
-        hidden_size: Width of the state.
-        num_layers: Stacked layers.
-        bias: Whether gates have biases.
-        batch_first: The input is `[batch, time, features]`.
-        dropout: Between layers, in training.
-        bidirectional: Also run backwards.
-        bits: Width of the integers that activations are rounded to.
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        *,
-        bits: int = 8,
-    ) -> None:
-        super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
-        )
-        self.bits = bits
+class OperandGRU(_Gated, nn.GRU):  # type: ignore[misc]
+    """`nn.GRU` with the matrices as operands; the input of each layer is rounded."""
 
     def _layer(
         self, x: Tensor, states: _States, weights: tuple[Tensor, ...], biases: list[Tensor]
