@@ -16,7 +16,7 @@ from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import bind, module_of, op_name
 from fxcompress.pipeline.base import Selection
 from fxcompress.rewrite import Declined
-from passes.prune._layers.weights import Weight, find_weights
+from passes._layers.weights import Weight, find_weights
 
 if TYPE_CHECKING:
     from fxcompress.axes import Analysis

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from fxcompress.errors import DataError
 from fxcompress.rewrite import Declined
+from passes._layers.frontier import Frontier
+from passes._layers.inputs import input_rows
 from passes.prune._compensate.layers import Keep, Layer, find_layers
 from passes.prune._compensate.least_squares import Sums
 from passes.prune._compensate.ridge import choose_ridge, first_held_out
-from passes.prune._layers.frontier import Frontier
-from passes.prune._layers.inputs import input_rows
 
 if TYPE_CHECKING:
     from fxcompress.axes import Analysis

@@ -15,6 +15,9 @@ from fxcompress.axes import Axis, Place
 from fxcompress.errors import UsageError
 from fxcompress.ir.naming import node_ids
 from fxcompress.pipeline.base import Selection
+from passes._layers.inputs import input_rows
+from passes._layers.stream import stream
+from passes._layers.weights import Weight, find_weights
 from passes._observe import observe
 from passes.prune._criteria.slices import (
     PlaceScores,
@@ -25,9 +28,6 @@ from passes.prune._criteria.slices import (
     score_places,
 )
 from passes.prune._criteria.taps import Tap, find_taps
-from passes.prune._layers.inputs import input_rows
-from passes.prune._layers.stream import stream
-from passes.prune._layers.weights import Weight, find_weights
 
 if TYPE_CHECKING:
     from fxcompress.axes import Analysis

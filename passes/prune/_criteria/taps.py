@@ -12,7 +12,7 @@ from torch import fx
 from fxcompress.axes import Axis, Place, Term, positions
 from fxcompress.ir.ops import bind, module_of, op_name
 from fxcompress.pipeline.base import Selection
-from passes.prune._layers.weights import Weight, find_weights
+from passes._layers.weights import Weight, find_weights
 
 if TYPE_CHECKING:
     from fxcompress.axes import Analysis

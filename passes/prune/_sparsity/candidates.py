@@ -12,7 +12,7 @@ from fxcompress.ir.naming import node_ids
 from fxcompress.nn import Mask
 from fxcompress.rewrite import GraphRewriter
 from fxcompress.rewrite.edits import Declined
-from passes.prune._layers.weights import Reader, Weight, find_weights
+from passes._layers.weights import Reader, Weight, find_weights
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
     from fxcompress.rewrite.edits import Declined
-    from passes.prune._layers.weights import Weight
+    from passes._layers.weights import Weight
     from passes.prune._sparsity.options import SparsityOptions
 
 __all__ = ["decide"]

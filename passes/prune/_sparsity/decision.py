@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fxcompress.pipeline.base import Decision
 from fxcompress.rewrite.edits import Declined
-from passes.prune._layers.form import Form
+from passes._layers.form import Form
 from passes.prune._sparsity.options import Criterion, Mode
 
 __all__ = ["AxisOrder", "SparseWeight", "SparsityDecision"]

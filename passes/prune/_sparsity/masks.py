@@ -12,8 +12,8 @@ from torch import Tensor
 from fxcompress.errors import PassError
 from fxcompress.nn import Mask, take_weight_as_operand
 from fxcompress.rewrite import burn_masks
+from passes._layers.form import Form
 from passes._paths import scope_beside
-from passes.prune._layers.form import Form
 from passes.prune._sparsity.orders import apply_orders, ordered_tensors
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from passes.prune._layers.weights import Weight
+from passes._layers.weights import Weight
 from passes.prune._sparsity.ranking import count_of, lowest, lowest_of_all, lowest_of_groups
 from passes.prune._sparsity.sparsegpt import Choose
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from passes.prune._layers.inputs import input_rows
-from passes.prune._layers.stream import Env, advance, stream
+from passes._layers.inputs import input_rows
+from passes._layers.stream import Env, advance, stream
 from passes.prune._sparsity.masks import pruned_weight
 from passes.prune._sparsity.ranking import check_scores
 from passes.prune._sparsity.sparsegpt import sparsegpt
@@ -17,7 +17,7 @@ from passes.prune._sparsity.statistics import Gram, Norms
 
 if TYPE_CHECKING:
     from fxcompress.pipeline.context import Context
-    from passes.prune._layers.weights import Weight
+    from passes._layers.weights import Weight
     from passes.prune._sparsity.candidates import Candidates
 
 __all__ = ["Found", "find", "scores_of"]

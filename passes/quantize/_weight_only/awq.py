@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.ir.ops import bind, module_of, op_name
-from passes.prune._layers.operands import canonical
+from passes._layers.operands import canonical
 from passes.quantize._weight_only.grids import Width, fit
 from passes.quantize._weight_only.layers import Weight, readers_of
 from passes.quantize._weight_only.statistics import Inputs

@@ -14,8 +14,8 @@ from fxcompress.ir.ops import bind, module_of, op_name
 from fxcompress.nn import take_weight_as_operand
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
-from passes.prune._layers.form import Form
-from passes.prune._layers.operands import canonical
+from passes._layers.form import Form
+from passes._layers.operands import canonical
 from passes.quantize._masked import unmasked
 from passes.quantize._rules import LAYERS
 from passes.quantize._weight_only.grids import Width

@@ -11,10 +11,10 @@ from torch import Tensor, fx
 
 from fxcompress.errors import NumericsError
 from fxcompress.ir.ops import bind, op_name
-from passes.prune._layers.form import Form
-from passes.prune._layers.inputs import input_rows
-from passes.prune._layers.stream import advance
-from passes.prune._layers.weights import Reader
+from passes._layers.form import Form
+from passes._layers.inputs import input_rows
+from passes._layers.stream import advance
+from passes._layers.weights import Reader
 from passes.quantize._weight_only.awq import Scaling, find_scalings, search_scale
 from passes.quantize._weight_only.gptq import Factor, factor, gptq, refit
 from passes.quantize._weight_only.grids import Grid, fit, hqq

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxcompress.ir.ops import bind, module_of, op_name
-from passes.prune._layers.form import Form
-from passes.prune._layers.weights import Reader
+from passes._layers.form import Form
+from passes._layers.weights import Reader
 
 __all__ = ["Rows", "input_rows"]
 

@@ -12,8 +12,8 @@ from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import bind, module_of, op_name
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
-from passes.prune._layers.form import Form
-from passes.prune._layers.operands import (
+from passes._layers.form import Form
+from passes._layers.operands import (
     FORMLESS,
     OPERANDS,
     Operand,

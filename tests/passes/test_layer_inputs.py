@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from fxcompress.ir import capture
-from passes.prune._layers.inputs import input_rows
-from passes.prune._layers.stream import stream
-from passes.prune._layers.weights import find_weights
+from passes._layers.inputs import input_rows
+from passes._layers.stream import stream
+from passes._layers.weights import find_weights
 from passes.prune.unstructured import Unstructured
 from tests.passes.prune.sparse import Products, olmoe
 from tests.passes.support import random_input, seeded
