@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress.emit._dynamic_ops import dynamic_ops
 from fxcompress.emit._dynamic_recurrent import IntegerRecurrent
-from fxcompress.emit._lower_qdq import Lowered
+from fxcompress.emit._lower import Lowered
 from fxcompress.nn import (
     DynamicQuantize,
     FakeQuantize,

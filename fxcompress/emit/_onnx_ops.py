@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch.export import ExportedProgram
 
-from fxcompress.emit._lower_qdq import register_decomposed
+from fxcompress.emit._lower import register_decomposed
 from fxcompress.emit._onnx_dynamic import dynamic_translations
 
 __all__ = ["translations"]

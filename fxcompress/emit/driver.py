@@ -13,7 +13,7 @@ import torch
 from fxcompress.emit._artifact import Artifact, Written, digest, inside, publish, staging
 from fxcompress.emit._fresh import Claim, Expected, Tolerance, verify
 from fxcompress.emit._job import Format, Job
-from fxcompress.emit._lower_qdq import activation_bits, is_quantized
+from fxcompress.emit._lower import activation_bits, is_quantized
 from fxcompress.emit._plain import PlainProgram, plain_program
 from fxcompress.emit._probes import Leaves, probes
 from fxcompress.emit.options import FORMATS, EmitOptions

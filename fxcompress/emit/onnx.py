@@ -17,8 +17,8 @@ from fxcompress.emit._dynamic import write_dynamic
 from fxcompress.emit._export import export_program
 from fxcompress.emit._extras import need_onnx
 from fxcompress.emit._job import Job
+from fxcompress.emit._lower import ONNXRUNTIME, Lowered, lower
 from fxcompress.emit._lower_nbits import NBits, lower_nbits
-from fxcompress.emit._lower_qdq import Lowered, lower
 from fxcompress.emit._plain import PlainProgram, plain_program
 from fxcompress.emit.kernels import (
     CONVOLUTION_KERNELS,
@@ -70,7 +70,7 @@ def write(job: Job) -> Written:
 def _lower(module: fx.GraphModule) -> Lowered:
     """Lower what is quantised at run time, then the rest."""
     dynamic = write_dynamic(module)
-    lowered = lower(module, "decomposed", integer_bias=True)
+    lowered = lower(module, "decomposed", ONNXRUNTIME)
     for kind in ("convolutions", "linears", "recurrent"):
         setattr(lowered, kind, getattr(lowered, kind) + getattr(dynamic, kind))
     lowered.notes[:0] = dynamic.notes

@@ -14,7 +14,7 @@ import torch
 from fxcompress.emit._artifact import Written
 from fxcompress.emit._export import export_program
 from fxcompress.emit._job import Job
-from fxcompress.emit._lower_qdq import lower
+from fxcompress.emit._lower import lower
 from fxcompress.emit._plain import plain_program
 
 __all__ = ["DECOMPOSED_IMPORT", "write"]

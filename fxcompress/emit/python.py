@@ -11,7 +11,7 @@ from torch import fx
 
 from fxcompress.emit._artifact import Written
 from fxcompress.emit._job import Job
-from fxcompress.emit._lower_qdq import lower
+from fxcompress.emit._lower import lower
 from fxcompress.emit._plain import PlainProgram, plain_program
 from fxcompress.emit._source.classes import write_classes
 from fxcompress.emit._source.helpers import merge_weights

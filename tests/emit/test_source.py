@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fxcompress.emit import EmitOptions
 from fxcompress.emit import python as python_format
 from fxcompress.emit._job import Job
-from fxcompress.emit._lower_qdq import is_quantized
+from fxcompress.emit._lower import is_quantized
 from fxcompress.emit._plain import plain_program
 from fxcompress.emit._probes import probes
 from fxcompress.emit._source.layout import space_slices, wrap

@@ -1,0 +1,28 @@
+"""From fake-quantize nodes to integers: one lowering, a table of what each runtime wants."""
+
+from fxcompress.emit._lower.graph import activation_bits, is_quantized, register_decomposed
+from fxcompress.emit._lower.lower import Form, lower
+from fxcompress.emit._lower.stored import Lowered
+from fxcompress.emit._lower.targets import (
+    EXECUTORCH,
+    INDUCTOR,
+    ONNXRUNTIME,
+    PT2E,
+    TENSORRT,
+    Target,
+)
+
+__all__ = [
+    "EXECUTORCH",
+    "INDUCTOR",
+    "ONNXRUNTIME",
+    "PT2E",
+    "TENSORRT",
+    "Form",
+    "Lowered",
+    "Target",
+    "activation_bits",
+    "is_quantized",
+    "lower",
+    "register_decomposed",
+]

@@ -1,0 +1,88 @@
+"""What the graph holds: which nodes are quantizers, and of what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fxcompress.nn import (
+    FakeQuantize,
+    OperandConv1d,
+    OperandConv2d,
+    OperandConv3d,
+    OperandConvTranspose1d,
+    OperandConvTranspose2d,
+    OperandConvTranspose3d,
+    OperandEmbedding,
+    OperandGRU,
+    OperandLinear,
+    OperandLSTM,
+    OperandRNN,
+)
+
+__all__ = [
+    "CONVOLUTIONS",
+    "LAYERS",
+    "RECURRENT",
+    "TRANSPOSED",
+    "activation_bits",
+    "is_quantized",
+    "is_weight",
+    "quantizer_of",
+    "register_decomposed",
+    "tensor_at",
+]
+
+CONVOLUTIONS: Final[dict[type[nn.Module], Callable[..., Tensor]]] = {
+    OperandConv1d: F.conv1d,
+    OperandConv2d: F.conv2d,
+    OperandConv3d: F.conv3d,
+}
+TRANSPOSED: Final[dict[type[nn.Module], Callable[..., Tensor]]] = {
+    OperandConvTranspose1d: F.conv_transpose1d,
+    OperandConvTranspose2d: F.conv_transpose2d,
+    OperandConvTranspose3d: F.conv_transpose3d,
+}
+LAYERS: Final = (*CONVOLUTIONS, *TRANSPOSED, OperandEmbedding, OperandLinear)
+RECURRENT: Final = (OperandGRU, OperandLSTM, OperandRNN)
+
+
+def quantizer_of(node: fx.Node) -> FakeQuantize | None:
+    """Return the module of a fake-quantize node."""
+    if node.op != "call_module" or node.graph.owning_module is None:
+        return None
+    found = node.graph.owning_module.get_submodule(str(node.target))
+    return found if isinstance(found, FakeQuantize) else None
+
+
+def is_weight(node: fx.Node) -> bool:
+    """Whether a quantizer reads a parameter."""
+    source = node.args[0] if node.args else None
+    return isinstance(source, fx.Node) and source.op == "get_attr"
+
+
+def is_quantized(module: fx.GraphModule) -> bool:
+    """Whether the graph holds any fake-quantize node."""
+    return any(quantizer_of(node) is not None for node in module.graph.nodes)
+
+
+def activation_bits(module: fx.GraphModule) -> int:
+    """Return the fewest bits that an activation is rounded to; 16 where none is."""
+    quantizers = [quantizer_of(node) for node in module.graph.nodes if not is_weight(node)]
+    return min((each.bits for each in quantizers if each is not None), default=16)
+
+
+def tensor_at(module: nn.Module, target: str) -> Tensor:
+    """Return the parameter or buffer at a qualified name."""
+    owner, _, name = target.rpartition(".")
+    return cast(Tensor, getattr(module.get_submodule(owner), name))
+
+
+def register_decomposed() -> Any:
+    """Return `torch.ops.quantized_decomposed`, its operators registered by torch itself."""
+    import torch.ao.quantization.fx._decomposed  # registers on import
+
+    return torch.ops.quantized_decomposed

@@ -1,0 +1,39 @@
+"""What each runtime wants of quantize/dequantize pairs, one row per runtime.
+
+Signedness is chosen here and nowhere else: u8 is s8 with the zero point moved by 128, exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["EXECUTORCH", "INDUCTOR", "ONNXRUNTIME", "PT2E", "TENSORRT", "Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime's wishes.
+
+    Attributes:
+        name: As messages call it.
+        activations: uint8 or int8.
+        integer_bias: A bias is int32 at s_x · s_w, and linear layers get two dimensions.
+        symmetric: Activations have the zero point 0 and use the whole range of their type.
+    """
+
+    name: str
+    activations: torch.dtype = torch.uint8
+    integer_bias: bool = False
+    symmetric: bool = False
+
+
+PT2E = Target("PT2E backends")
+# onnxruntime fuses u8 activations alone: of 20 convolutions of a ResNet-18, 9 with s8. A float bias
+# keeps its linear layers in float, slower than without quantization. OpenVINO takes the same file.
+ONNXRUNTIME = Target("onnxruntime", integer_bias=True)
+INDUCTOR = Target("inductor")
+# XNNPACK's integer kernels are s8 alone.
+EXECUTORCH = Target("ExecuTorch", activations=torch.int8)
+TENSORRT = Target("TensorRT", activations=torch.int8, symmetric=True)
