@@ -15,22 +15,24 @@ from fxcompress.nn import take_weight_as_operand
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
 from passes.quantize._masked import unmasked
-from passes.quantize._rules import AVERAGES, COMBINES, CONVOLUTIONS, LAYERS
+from passes.quantize._overrides import Formats, read_overrides
+from passes.quantize._rules import CONVOLUTIONS, LAYERS
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
-    from passes.quantize.static import StaticOptions
+    from passes.quantize._options import StaticOptions
 
 __all__ = ["Layers", "choose_layers"]
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers to quantise, the nodes to leave alone, and refusals."""
+    """The layers to quantise, the nodes to leave alone, what is said of some, and refusals."""
 
     chosen: tuple[fx.Node, ...]
     excluded: frozenset[fx.Node]
     declined: tuple[Declined, ...]
+    formats: Formats
 
 
 def choose_layers(
@@ -46,7 +48,10 @@ def choose_layers(
     Raises:
         SelectorError: The selection fits no layer, or not as many as expected.
     """
+    rules = options.rules
     candidates = [node for node in program.nodes if op_name(node) in LAYERS]
+    followers = [n for n in program.nodes if op_name(n) in rules.combines | rules.averages]
+    formats = read_overrides(program, options, candidates, followers)
     selector = Selector(options.targets, options.types, options.exclude, options.expect)
     selected = set(selector.select(program, candidates))
     kept = {
@@ -58,7 +63,9 @@ def choose_layers(
         because: tuple[fx.Node, ...] = ()
         reason: str | None = "it is not selected"
         if node in selected:
-            reason, because = kept.get(node), ()
+            reason = kept.get(node) or formats.kept.get(node)
+            if reason is None and op_name(node) not in rules.layers:
+                reason = f"{rules.name} has no integer kernel of {op_name(node)}"
             if reason is None:
                 reason, because = _obstacle(node, folded=node in (norms or {}))
         if reason is None:
@@ -66,9 +73,10 @@ def choose_layers(
         else:
             names = tuple(ids[each] for each in because)
             declined.append(Declined(node=ids[node], reason=reason, because_of=names))
-    followers = [node for node in program.nodes if op_name(node) in COMBINES | AVERAGES]
-    excluded = Selector(options.keep).select(program, followers) if options.keep else ()
-    return Layers(_whole_modules(chosen, ids, declined), frozenset(excluded), tuple(declined))
+    excluded = {node for node in followers if node in formats.kept}
+    excluded.update(Selector(options.keep).select(program, followers) if options.keep else ())
+    whole = _whole_modules(chosen, ids, declined)
+    return Layers(whole, frozenset(excluded), tuple(declined), formats)
 
 
 def _obstacle(node: fx.Node, *, folded: bool) -> tuple[str | None, tuple[fx.Node, ...]]:

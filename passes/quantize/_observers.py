@@ -13,6 +13,7 @@ from torch import Tensor
 from fxcompress.errors import NumericsError
 from fxcompress.nn import FakeQuantize
 from passes.quantize._histogram import Histogram
+from passes.quantize._options import ObserverName
 from passes.quantize._search import entropy_range, mse_range
 
 __all__ = [
@@ -20,12 +21,9 @@ __all__ = [
     "MinMax",
     "MovingAverage",
     "Observer",
-    "ObserverName",
     "Percentile",
     "make_observer",
 ]
-
-ObserverName = Literal["minmax", "moving_average", "percentile", "histogram"]
 
 
 class Observer(ABC):
@@ -33,11 +31,16 @@ class Observer(ABC):
 
     Args:
         name: The node's id, for messages.
+
+    Attributes:
+        batches: How many were seen.
+        constant: The one value that all batches consist of, if it is one.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.batches = 0
+        self.constant: float | None = None
 
     def update(self, x: Tensor) -> None:
         """Take in one batch.
@@ -57,6 +60,8 @@ class Observer(ABC):
                 hint="check the data and the weights; if fp16 overflows, calibrate in fp32",
                 where=self.name,
             )
+        same = low == high and (self.batches == 0 or low == self.constant)
+        self.constant = low if same else None
         self.batches += 1
         self._observe(x, low, high)
 
@@ -151,12 +156,7 @@ class Percentile(Observer):
 
 
 def make_observer(
-    kind: ObserverName,
-    name: str,
-    *,
-    search: Literal["mse", "entropy"],
-    percentile: float,
-    momentum: float,
+    kind: ObserverName, name: str, *, percentile: float = 99.99, momentum: float = 0.1
 ) -> Observer:
     """Return a new observer of the kind that a spec names."""
     if kind == "minmax":
@@ -165,4 +165,4 @@ def make_observer(
         return MovingAverage(name, momentum)
     if kind == "percentile":
         return Percentile(name, percentile)
-    return HistogramObserver(name, search)
+    return HistogramObserver(name, kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,9 @@ from fxcompress.rewrite.edits import Declined
 from passes._observe import observe
 from passes._paths import free_path, path_beside
 from passes._training_fold import folded_weights
+from passes.quantize._float import float_shares
 from passes.quantize._layers import choose_layers
+from passes.quantize._notes import activation_notes, weight_notes
 from passes.quantize._observers import Observer, make_observer
 from passes.quantize._placement import Placement, Site, place
 from passes.quantize._rules import PRODUCTS
@@ -27,17 +29,19 @@ from passes.quantize.static import ActivationEntry, Call, StaticDecision
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
-    from passes.quantize.static import ActivationOptions, StaticOptions
+    from passes.quantize._options import ActivationOptions, StaticOptions
+    from passes.quantize._overrides import Formats
 
 __all__ = ["decide"]
 
 
 @dataclass(frozen=True)
 class _Quantizer:
-    """A quantizer to be: its site in the graph, and its entry without a range."""
+    """A quantizer to be: its site in the graph, its entry without a range, how to find that."""
 
     site: Site
     entry: ActivationEntry
+    chosen: ActivationOptions
 
 
 def decide(
@@ -56,39 +60,52 @@ def decide(
     products = [
         node for node in program.nodes if options.products and op_name(node) in ("matmul", "bmm")
     ]
-    placement = place(program.nodes, layers.chosen, products, layers.excluded, set(norms.values()))
+    placement = place(
+        program.nodes, layers.chosen, products, layers.excluded, set(norms.values()), options.rules
+    )
     declined = (*layers.declined, *_declined(program, placement, products, ids))
     if not layers.chosen:
-        raise UsageError(
-            "there is no layer to quantise",
-            reason="; ".join(f"{each.node}: {each.reason}" for each in declined[:3]),
-            hint="select other layers, or take this pass out",
-        )
+        raise _nothing(declined)
     taken = {name for name, _ in program.module.named_modules()} | set(program.state())
     named = {**ids, **{norm: ids[layer] for layer, norm in norms.items()}}
-    quantizers = _quantizers(placement, options.activations, ids, named, taken)
-    weights = weight_entries(program, layers.chosen, options.weights, ids, taken)
+    quantizers = _quantizers(placement, options, layers.formats, ids, named, taken)
+    weights = weight_entries(program, layers.chosen, options.weights, ids, taken, layers.formats)
+    decision = StaticDecision(
+        target=options.target,
+        weights=weights,
+        activations=tuple(each.entry for each in quantizers),
+        in_float=float_shares(program, placement.kernels),
+        notes=weight_notes(program, weights, layers.formats, layers.chosen, ids),
+        declined=declined,
+    )
     if context.planning:
         samples = f"known after calibration ({options.calibration} samples)"
-        return StaticDecision(
-            weights=weights,
-            activations=tuple(each.entry for each in quantizers),
-            declined=declined,
-            pending=tuple(f"{each.entry.path}.scale: {samples}" for each in quantizers),
-        )
-    measured = _measure(program, options, context, quantizers, ids)
+        pending = tuple(f"{each.entry.path}.scale: {samples}" for each in quantizers)
+        return decision.model_copy(update={"pending": pending})
+    measured, unusual = _measure(program, options, context, quantizers, ids)
     input_scale = _input_scales(placement, quantizers, measured, ids)
-    return StaticDecision(
-        weights=weights,
-        activations=measured,
-        declined=declined,
-        arrays=weight_scales(program, weights, options.weights, input_scale, folded_weights(norms)),
+    scales = weight_scales(program, weights, options.weights, input_scale, folded_weights(norms))
+    notes = (*decision.notes, *unusual)
+    return decision.model_copy(update={"activations": measured, "notes": notes, "arrays": scales})
+
+
+def _nothing(declined: Collection[Declined]) -> UsageError:
+    """Return the error for a model without a layer to quantise."""
+    left = [each for each in declined if each.reason != "it is not selected"] or list(declined)
+    done = all(each.reason == "it is quantised already" for each in left)
+    return UsageError(
+        "there is no layer to quantise" + (": the model is quantised already" if done else ""),
+        reason="; ".join(f"{each.node}: {each.reason}" for each in left[:3]),
+        hint="take this pass out, or the one before it that quantises"
+        if done
+        else "select other layers, or take this pass out",
     )
 
 
 def _quantizers(
     placement: Placement,
-    options: ActivationOptions,
+    options: StaticOptions,
+    formats: Formats,
     ids: dict[fx.Node, str],
     named: dict[fx.Node, str],
     taken: set[str],
@@ -104,15 +121,17 @@ def _quantizers(
         else:
             path = free_path(path_beside(named[nodes[0]], "_fq"), taken)
             taken.add(path)
+        makers = [placement.maker[owner] for owner in site.owners if owner in placement.maker]
+        chosen = formats.of_activation(site.kernels or makers)
         entry = ActivationEntry(
             path=path,
-            bits=options.bits,
+            bits=chosen.bits,
             signed=options.signed,
             symmetric=options.symmetric,
             calls=tuple(Call(node=ids[n], readers=_readers(site.calls[n], ids)) for n in nodes),
             exists=site.fixed is not None,
         )
-        found.append(_Quantizer(site, entry))
+        found.append(_Quantizer(site, entry, chosen))
     return found
 
 
@@ -126,29 +145,26 @@ def _measure(
     context: Context,
     quantizers: list[_Quantizer],
     ids: dict[fx.Node, str],
-) -> tuple[ActivationEntry, ...]:
-    """Calibrate, and return the entries with their ranges."""
-    chosen = options.activations
+) -> tuple[tuple[ActivationEntry, ...], tuple[str, ...]]:
+    """Calibrate, and return the entries with their ranges, and notes on these."""
     observers: dict[int, Observer] = {}
     watched: dict[fx.Node, Observer] = {}
     for index, quantizer in enumerate(quantizers):
         if quantizer.site.fixed is None:
             owner = ids[quantizer.site.owners[0]]
+            chosen = quantizer.chosen
             observer = make_observer(
-                chosen.observer,
-                owner,
-                search=chosen.search,
-                percentile=chosen.percentile,
-                momentum=chosen.momentum,
+                chosen.observer, owner, percentile=chosen.percentile, momentum=chosen.momentum
             )
             observers[index] = observer
             watched.update(dict.fromkeys(quantizer.site.owners, observer))
     batches = context.samples("calibration", options.calibration)
     observe(program, batches, {node: seen.update for node, seen in watched.items()})
-    return tuple(
+    entries = tuple(
         _ranged(quantizer.entry, observers[index]) if index in observers else quantizer.entry
         for index, quantizer in enumerate(quantizers)
     )
+    return entries, activation_notes({entries[i].path: seen for i, seen in observers.items()})
 
 
 def _ranged(entry: ActivationEntry, observer: Observer) -> ActivationEntry:

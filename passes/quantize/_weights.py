@@ -18,7 +18,8 @@ from passes.quantize.static import WeightEntry
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
-    from passes.quantize.static import WeightOptions
+    from passes.quantize._options import WeightOptions
+    from passes.quantize._overrides import Formats
 
 __all__ = ["channel_axis", "weight_entries", "weight_scales"]
 
@@ -32,15 +33,20 @@ def weight_entries(
     options: WeightOptions,
     ids: Mapping[fx.Node, str],
     taken: set[str],
+    formats: Formats | None = None,
 ) -> tuple[WeightEntry, ...]:
-    """Return one quantizer per weight, in graph order; calls of one weight share it."""
+    """Return one quantizer per weight, in graph order; calls of one weight share it.
+
+    `formats` says which layers have weights of their own kind.
+    """
     groups: dict[str, list[fx.Node]] = {}
     for node in layers:
         groups.setdefault(_tensor_name(node), []).append(node)
     entries = []
     state = program.state()
     for tensor, nodes in groups.items():
-        axis = channel_axis(nodes[0]) if options.per == "channel" else None
+        chosen = options if formats is None else formats.of_weight(nodes)
+        axis = channel_axis(nodes[0]) if chosen.per == "channel" else None
         path = free_path(_path(nodes[0], tensor), taken)
         taken.add(path)
         entries.append(
@@ -48,9 +54,10 @@ def weight_entries(
                 path=path,
                 tensor=tensor,
                 layers=tuple(ids[node] for node in nodes),
-                bits=options.bits,
+                bits=chosen.bits,
                 axis=axis,
                 shape=() if axis is None else (state[tensor].shape[axis],),
+                observer=None if chosen.observer == options.observer else chosen.observer,
             )
         )
     return tuple(entries)
@@ -89,7 +96,7 @@ def weight_scales(
     Args:
         program: Holds the weights.
         entries: The quantizers.
-        options: How ranges are found.
+        options: How ranges are found, where an entry does not say.
         input_scale: Layer id -> the scale of the activation it reads, where known.
         folded: Tensor name -> weight and bias with the batch norm that is trained with it.
 
@@ -109,9 +116,8 @@ def weight_scales(
             )
         fake = FakeQuantize(entry.bits, narrow=True, axis=entry.axis, shape=entry.shape)
         rows = _rows(weight, entry.axis)
-        low, high = (
-            rows.aminmax(dim=1) if options.observer == "minmax" else mse_weight_range(rows, fake)
-        )
+        observer = entry.observer or options.observer
+        low, high = rows.aminmax(dim=1) if observer == "minmax" else mse_weight_range(rows, fake)
         scale, _ = affine_parameters(low, high, qmin=fake.qmin, qmax=fake.qmax, symmetric=True)
         for layer in entry.layers:
             scale = _room_for_bias(scale, bias, input_scale(layer))

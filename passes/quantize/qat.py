@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options
-from passes.quantize.static import (
-    ActivationOptions,
-    Static,
-    StaticDecision,
-    StaticOptions,
-    WeightOptions,
-)
+from passes.quantize._options import ActivationOptions, StaticOptions, WeightOptions
+from passes.quantize.static import Static, StaticDecision
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -71,7 +66,7 @@ class QatOptions(StaticOptions):
     def _method_uses_them(self) -> Self:
         if self.method != "ste" and (self.weights.clip or self.activations.delay):
             raise ValueError("`clip` and `delay` belong to `method: ste`: learned ranges need none")
-        if self.method == "lsq_plus" and self.activations.symmetric:
+        if self.method == "lsq_plus" and self.symmetric:
             raise ValueError("`lsq_plus` learns zero points: symmetric activations have none")
         return self
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections import Counter
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from fxcompress.pipeline.base import Decision, Options, Pass, Preserves, Selection
+from fxcompress.pipeline.base import Decision, Options, Pass, Preserves
 from fxcompress.rewrite.edits import Declined
+from passes.quantize._options import ActivationOptions as ActivationOptions
+from passes.quantize._options import StaticOptions as StaticOptions
+from passes.quantize._options import WeightObserver
+from passes.quantize._options import WeightOptions as WeightOptions
+from passes.quantize._targets import Target
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -15,62 +21,6 @@ if TYPE_CHECKING:
     from fxcompress.rewrite import GraphRewriter
 
 __all__ = ["Static"]
-
-
-class WeightOptions(Options):
-    """How weights are quantised."""
-
-    bits: int = Field(default=8, ge=2, le=16, description="Width of the integers.")
-    per: Literal["channel", "tensor"] = Field(
-        default="channel", description="One scale per output channel, or one for the tensor."
-    )
-    observer: Literal["minmax", "mse"] = Field(
-        default="minmax", description="Cover every weight, or clip where that lowers the error."
-    )
-
-
-class ActivationOptions(Options):
-    """How activations are quantised: always one scale per tensor."""
-
-    bits: int = Field(default=8, ge=2, le=16, description="Width of the integers.")
-    signed: bool = Field(default=False, description="Signed integers.")
-    symmetric: bool = Field(default=False, description="Zero point in the middle of the integers.")
-    observer: Literal["minmax", "moving_average", "percentile", "histogram"] = Field(
-        default="histogram", description="How the range is found from calibration data."
-    )
-    search: Literal["mse", "entropy"] = Field(
-        default="mse", description="What the histogram observer minimises."
-    )
-    percentile: float = Field(
-        default=99.99, gt=50, le=100, description="Per cent of the values in range (percentile)."
-    )
-    momentum: float = Field(
-        default=0.1, gt=0, le=1, description="Weight of a new batch (moving_average)."
-    )
-
-
-class StaticOptions(Selection):
-    """Options of `quantize.static`. The selection is over convolutions and linear layers."""
-
-    weights: WeightOptions = Field(
-        default=WeightOptions(), description="How weights are quantised."
-    )
-    activations: ActivationOptions = Field(
-        default=ActivationOptions(), description="How activations are quantised."
-    )
-    calibration: int = Field(default=128, ge=1, description="Samples of the calibration split.")
-    keep_first: bool = Field(
-        default=False, description="Leave the layers that read the inputs in float."
-    )
-    keep_last: bool = Field(
-        default=False, description="Leave the layers that make the outputs in float."
-    )
-    keep: tuple[str, ...] = Field(
-        default=(), description="Globs over adds, concatenations and pools to leave in float."
-    )
-    products: bool = Field(
-        default=False, description="Also quantise the operands of matmul and bmm (attention)."
-    )
 
 
 class _Entry(BaseModel):
@@ -87,6 +37,7 @@ class WeightEntry(_Entry):
         bits: Width of the integers.
         axis: Dimension of the output channels; None for one scale.
         shape: Shape of the scale.
+        observer: How its range is found; None as for all.
     """
 
     path: str
@@ -95,6 +46,7 @@ class WeightEntry(_Entry):
     bits: int
     axis: int | None
     shape: tuple[int, ...]
+    observer: WeightObserver | None = None
 
 
 class Call(_Entry):
@@ -123,12 +75,62 @@ class ActivationEntry(_Entry):
     zero_point: int | None = None
 
 
-class StaticDecision(Decision):
-    """Every quantizer that will be in the graph, and what stays in float."""
+class FloatShare(_Entry):
+    """Nodes of one op that stay in float, and their share of all multiply-accumulates."""
 
+    op: str
+    count: int
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.op} × {self.count} ({self.share:.1%} of MACs)"
+
+
+class StaticDecision(Decision):
+    """Every quantizer that will be in the graph, and what stays in float.
+
+    Attributes:
+        target: The runtime that quantizers are placed for.
+        weights: Quantizers of weights.
+        activations: Quantizers of activations.
+        in_float: What stays in float, the largest share of multiply-accumulates first.
+        notes: What is unusual about weights and ranges, such as a constant activation.
+        declined: What stays in float although it might not, with the reason.
+    """
+
+    target: Target = "generic"
     weights: tuple[WeightEntry, ...] = ()
     activations: tuple[ActivationEntry, ...] = ()
+    in_float: tuple[FloatShare, ...] = ()
+    notes: tuple[str, ...] = ()
     declined: tuple[Declined, ...] = ()
+
+    def summary(self) -> tuple[str, ...]:
+        """Return how many quantizers of which kind there are, what stays in float, and notes."""
+        return (*self._formats(), *self._floats(), *self.notes)
+
+    def _formats(self) -> list[str]:
+        kinds = [f"weights as {each.bits}-bit integers per {_per(each)}" for each in self.weights]
+        kinds += [
+            f"activations as {each.bits}-bit integers, {'signed' if each.signed else 'unsigned'}, "
+            f"{'symmetric' if each.symmetric else 'affine'}"
+            for each in self.activations
+            if not each.exists
+        ]
+        where = "" if self.target == "generic" else f" (for {self.target})"
+        return [f"{count} {kind}{where}" for kind, count in Counter(kinds).items()]
+
+    def _floats(self) -> list[str]:
+        if not self.in_float:
+            return []
+        share = sum(each.share for each in self.in_float)
+        cheap = [f"{each.op} × {each.count}" for each in self.in_float if not each.share]
+        costly = [str(each) for each in self.in_float if each.share]
+        return [f"in float, {share:.1%} of MACs: {', '.join([*costly, *cheap])}"]
+
+
+def _per(entry: WeightEntry) -> str:
+    return "tensor" if entry.axis is None else "channel"
 
 
 class Static(Pass[StaticOptions, StaticDecision]):
@@ -141,13 +143,15 @@ class Static(Pass[StaticOptions, StaticDecision]):
 
     - `minmax`: all that was seen; `moving_average`: the average of each batch's extremes;
     - `percentile`: the central 99.99 % of the values;
-    - `histogram`: the range with the least mean squared error (Choukroun et al., 2019,
-      arXiv:1902.06822) or the least KL divergence (`search: entropy`; Migacz, GTC 2017).
+    - `mse`: the range with the least mean squared error (Choukroun et al., 2019,
+      arXiv:1902.06822); `entropy`: that with the least KL divergence (Migacz, GTC 2017), both
+      searched in a histogram.
 
-    Placement follows what runtimes fuse: one quantizer per tensor, after the fused activation;
-    on every convolution, add, mul and concatenation among integer tensors; concatenated tensors
-    share one; pooling and reshapes pass scales through. Linear layers read quantised activations
-    and give floats. Softmax, layer norm, GELU and attention stay in float.
+    Placement follows what the `target` fuses, from a table: one quantizer per tensor, after the
+    fused activation. For most targets every convolution, add, mul and concatenation among integer
+    tensors has one; concatenated tensors share one; pooling and reshapes pass scales through;
+    linear layers read quantised activations and give floats. Softmax, layer norm, GELU and
+    attention stay in float, and the decision tells their share of the multiply-accumulates.
 
     A weight scale is at least |bias| / (s_x · 2^30), so that the bias fits int32 when it is lowered
     as integers at s_x·s_w: a channel whose weights all but vanish would overflow it.

@@ -1,0 +1,123 @@
+"""Which integer kernels each runtime has: the placement rules, a row per target.
+
+The kernels of CPUs are measured (ResNet-18, ResNet-50, MobileNetV2, MiniLM), TensorRT's are as it
+documents them:
+
+- onnxruntime fuses a convolution only between quantised tensors, unsigned, and an add likewise
+  (QLinearAdd); its integer Gemm gives floats. There is no integer transposed convolution.
+- OpenVINO reads the same form, and has integer transposed convolutions.
+- ExecuTorch's XNNPACK delegate wants signed activations and a quantised output of every
+  convolution and linear layer, the last ones included: without it the numbers are silently wrong.
+- Inductor's x86 kernels are convolutions of one and two dimensions and linear layers, with one
+  scale per output channel and unsigned activations. An add after a convolution is computed by it:
+  only the add's other operand is quantised.
+- TensorRT wants symmetric, signed activations. Quantizers stand before what multiplies, not after;
+  an add after a convolution is computed by it, its other operand quantised ("Working with
+  Quantized Types" in its developer guide).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal
+
+from passes.quantize._rules import (
+    ACTIVATIONS,
+    AVERAGES,
+    COMBINES,
+    CONVOLUTIONS,
+    FUSED,
+    LAYERS,
+    MOVES,
+)
+
+__all__ = ["TARGETS", "Granularity", "PlacementRules", "Target"]
+
+Target = Literal["generic", "onnxruntime", "openvino", "executorch", "inductor", "tensorrt-qdq"]
+Granularity = Literal["channel", "tensor"]
+
+_ANY_WIDTH: Final = tuple(range(2, 17))
+_TRANSPOSED: Final = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+_PLAIN: Final = CONVOLUTIONS - _TRANSPOSED
+_POOLS: Final = AVERAGES - {"mean"}
+
+
+@dataclass(frozen=True)
+class PlacementRules:
+    """Where a runtime wants quantizers, and the integers that its kernels take.
+
+    Attributes:
+        name: The target.
+        layers: Convolutions and linear layers with an integer kernel.
+        results: Ops whose result, after a fused activation, is quantised for everybody who reads
+            it. What another kernel gives is quantised only for the kernels that read it.
+        combines: Integer kernels of several activations.
+        fused_adds: An add is no kernel of its own: a convolution computes it, if its result goes
+            there and nowhere else, and only the add's other operand is quantised.
+        averages: Integer kernels of one activation whose result has a scale of its own.
+        moves: Ops that take integers as they are and pass their scale on.
+        fused: Activations that are part of the kernel before them.
+        functions: Element-wise float functions of an integer tensor whose result an integer kernel
+            may combine with others.
+        products: Whether there are integer products of two activations.
+        weight_bits: Widths of weights.
+        weight_per: Granularity of weights.
+        activation_bits: Widths of activations.
+        signed: Signed activations or not; None where both do.
+        symmetric: Symmetric activations or not; None where both do.
+    """
+
+    name: Target
+    layers: frozenset[str] = LAYERS
+    results: frozenset[str] = CONVOLUTIONS | COMBINES | AVERAGES
+    combines: frozenset[str] = COMBINES
+    fused_adds: bool = False
+    averages: frozenset[str] = AVERAGES
+    moves: frozenset[str] = MOVES
+    fused: frozenset[str] = FUSED
+    functions: frozenset[str] = ACTIVATIONS
+    products: bool = True
+    weight_bits: tuple[int, ...] = (8,)
+    weight_per: tuple[Granularity, ...] = ("channel", "tensor")
+    activation_bits: tuple[int, ...] = (8,)
+    signed: bool | None = None
+    symmetric: bool | None = None
+
+
+_ROWS: Final = (
+    PlacementRules("generic", weight_bits=_ANY_WIDTH, activation_bits=_ANY_WIDTH),
+    PlacementRules("onnxruntime", layers=_PLAIN | {"linear"}, signed=False),
+    PlacementRules("openvino"),
+    PlacementRules(
+        "executorch",
+        layers=frozenset({"conv1d", "conv2d", "conv_transpose2d", "linear"}),
+        results=LAYERS | COMBINES | AVERAGES,
+        products=False,
+        signed=True,
+    ),
+    PlacementRules(
+        "inductor",
+        layers=frozenset({"conv1d", "conv2d", "linear"}),
+        results=CONVOLUTIONS | {"add", "cat"} | _POOLS,
+        combines=frozenset({"add", "cat"}),
+        fused_adds=True,
+        averages=_POOLS,
+        products=False,
+        weight_per=("channel",),
+        signed=False,
+    ),
+    PlacementRules(
+        "tensorrt-qdq",
+        results=frozenset(),
+        combines=frozenset({"add"}),
+        fused_adds=True,
+        averages=frozenset(),
+        moves=frozenset(),
+        functions=frozenset(),
+        signed=True,
+        symmetric=True,
+    ),
+)
+
+TARGETS: Final = MappingProxyType({rules.name: rules for rules in _ROWS})
