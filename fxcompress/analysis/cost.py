@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -305,6 +305,10 @@ def _small(module: nn.Module) -> torch.Tensor | None:
     return module.zero_point
 
 
+# Bits of a weight by the op that reads it; None where the module says.
+_WIDTHS: Final[dict[str, int | None]] = {"binarize": 1, "fake_quant": None, "float_quant": 8}
+
+
 def _stored_bits(program: Program, node: fx.Node) -> int | None:
     """Return the bit width under which a weight is stored, if a quantiser is all that reads it."""
     bits = set()
@@ -315,8 +319,9 @@ def _stored_bits(program: Program, node: fx.Node) -> int | None:
             if below is None:
                 return None
             bits.add(below)
-        elif op == "fake_quant" and user.op == "call_module":
-            bits.add(int(program.module.get_submodule(str(user.target)).bits))  # type: ignore[arg-type]
+        elif op in _WIDTHS and user.op == "call_module":
+            module: Any = program.module.get_submodule(str(user.target))
+            bits.add(_WIDTHS[op] or int(module.bits))
         else:
             return None
     return max(bits) if bits else None

@@ -1,20 +1,21 @@
-"""Weights in files as the integers that they stand for.
+"""Weights in files as the few bits that they stand for.
 
-A weight that its quantizer reads back bit for bit is stored as packed integers of its width, and
-made again when the file is read: the program in memory is the same. Zero points take one byte.
+A weight that its quantizer reads back bit for bit is stored as packed integers of its width (an
+8-bit float as its byte), and made again when the file is read: the program in memory is the same.
+Zero points take one byte.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fxcompress.ir._encode import decode
 from fxcompress.ir.modules import ModuleConfig
-from fxcompress.nn import FakeQuantize
+from fxcompress.nn import Binarize, FakeQuantize, FloatQuantize
 from fxcompress.nn.packing import pack, packed_size, unpack
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["pack_weights", "unpack_weights"]
 
 _BITS = 8
+
+Quantizer: TypeAlias = Binarize | FakeQuantize | FloatQuantize
 
 
 def pack_weights(
@@ -37,17 +40,19 @@ def pack_weights(
     points: list[str] = []
     for name, path, quantizer in _quantizers(program):
         zero_point = f"{path}.zero_point"
-        if zero_point in stored and zero_point not in points:
+        known = zero_point not in stored or zero_point in points
+        if isinstance(quantizer, FakeQuantize) and not known:
             stored[zero_point] = stored[zero_point].to(quantizer.dtype)
             points.append(zero_point)
         weight = tensors.get(name)
         if weight is None or name in weights:
             continue
-        integers = quantizer.quantize(weight)
-        if _same_bits(quantizer.dequantize(integers, weight.dtype), weight):
-            stored[name] = pack((integers - quantizer.qmin).to(torch.uint8), quantizer.bits)
+        codes = _codes(quantizer, weight)
+        if _same_bits(_values(quantizer, codes, weight.dtype), weight):
+            stored[name] = pack(codes, _width(quantizer))
             weights[name] = path
-    return stored, {"weights": weights, "zero_points": points} if points else {}
+    found = {"weights": weights, "zero_points": points}
+    return stored, found if weights or points else {}
 
 
 def unpack_weights(document: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -64,24 +69,47 @@ def unpack_weights(document: Mapping[str, Any], stored: Mapping[str, Tensor]) ->
         written = document["modules"][path]
         kwargs = {key: decode(value, _no_node) for key, value in written["kwargs"].items()}
         quantizer = ModuleConfig(written["class"], kwargs).build("cpu")
-        assert isinstance(quantizer, FakeQuantize), "only its weights are packed"
-        quantizer.scale.copy_(tensors[f"{path}.scale"])
-        quantizer.zero_point.copy_(tensors[f"{path}.zero_point"])
+        assert isinstance(quantizer, Quantizer), "only their weights are packed"
+        quantizer.load_state_dict(
+            {name: tensors[f"{path}.{name}"] for name in quantizer.state_dict()}
+        )
         shape = document["tensors"][name]["shape"]
         dtype = getattr(torch, document["tensors"][name]["dtype"])
         count = torch.Size(shape).numel()
-        if tensors[name].numel() != packed_size(count, quantizer.bits):
+        width = _width(quantizer)
+        if tensors[name].numel() != packed_size(count, width):
             raise ValueError(f"{name} does not have the bytes of {count} packed integers")
-        integers = unpack(tensors[name], quantizer.bits, count).to(torch.int32)
-        tensors[name] = quantizer.dequantize((integers + quantizer.qmin).reshape(shape), dtype)
+        codes = unpack(tensors[name], width, count).reshape(shape)
+        tensors[name] = _values(quantizer, codes, dtype)
     return tensors
+
+
+def _width(quantizer: Quantizer) -> int:
+    if isinstance(quantizer, FakeQuantize):
+        return quantizer.bits
+    return 1 if isinstance(quantizer, Binarize) else _BITS
+
+
+def _codes(quantizer: Quantizer, weight: Tensor) -> Tensor:
+    """Return what is packed, uint8 of the shape of `weight`."""
+    if isinstance(quantizer, FakeQuantize):
+        return (quantizer.quantize(weight) - quantizer.qmin).to(torch.uint8)
+    return quantizer.quantize(weight).view(torch.uint8)
+
+
+def _values(quantizer: Quantizer, codes: Tensor, dtype: torch.dtype) -> Tensor:
+    if isinstance(quantizer, FakeQuantize):
+        return quantizer.dequantize(codes.to(torch.int32) + quantizer.qmin, dtype)
+    if isinstance(quantizer, FloatQuantize):
+        codes = codes.view(quantizer.dtype)
+    return quantizer.dequantize(codes, dtype)
 
 
 def _no_node(index: int) -> Any:
     raise ValueError("a quantizer of the saved program refers to a node")
 
 
-def _quantizers(program: Program) -> Iterator[tuple[str, str, FakeQuantize]]:
+def _quantizers(program: Program) -> Iterator[tuple[str, str, Quantizer]]:
     """Yield canonical parameter, path and module of every fixed quantizer on a parameter."""
     for node in program.graph.find_nodes(op="get_attr"):
         name = program.ties.get(str(node.target), str(node.target))
@@ -89,13 +117,15 @@ def _quantizers(program: Program) -> Iterator[tuple[str, str, FakeQuantize]]:
             if user.op != "call_module":
                 continue
             module = program.module.get_submodule(str(user.target))
-            if isinstance(module, FakeQuantize) and _fixed(module):
+            if isinstance(module, Quantizer) and _fixed(module):
                 yield name, str(user.target), module
 
 
-def _fixed(quantizer: FakeQuantize) -> bool:
+def _fixed(quantizer: Quantizer) -> bool:
+    if quantizer.scale is None or quantizer.scale.is_meta:
+        return False
     trained = any(True for _ in quantizer.parameters())
-    return not trained and quantizer.bits <= _BITS and not quantizer.scale.is_meta
+    return not trained and _width(quantizer) <= _BITS
 
 
 def _same_bits(made: Tensor, given: Tensor) -> bool:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from fxcompress._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from fxcompress.nn.binarize import Binarize as Binarize
     from fxcompress.nn.dynamic_quantize import DynamicQuantize as DynamicQuantize
     from fxcompress.nn.fake_quantize import FakeQuantize as FakeQuantize
     from fxcompress.nn.fake_quantize import affine_parameters as affine_parameters
+    from fxcompress.nn.float_quantize import FloatQuantize as FloatQuantize
     from fxcompress.nn.mask import Mask as Mask
     from fxcompress.nn.operand import OperandConv1d as OperandConv1d
     from fxcompress.nn.operand import OperandConv2d as OperandConv2d
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "Binarize": "binarize",
         "DynamicQuantize": "dynamic_quantize",
         "FakeQuantize": "fake_quantize",
+        "FloatQuantize": "float_quantize",
         "Mask": "mask",
         "OperandConv1d": "operand",
         "OperandConv2d": "operand",

@@ -7,17 +7,17 @@ arXiv:1712.05877, eq. 1).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "InPlaceOf",
     "LearnedStep",
     "StraightThrough",
     "affine_parameters",
     "grouped",
+    "in_place_of",
     "to_integers",
     "wide",
 ]
@@ -141,7 +141,7 @@ class LearnedStep(torch.autograd.Function):
         return to_x, to_scale, to_zero, None, None, None
 
 
-class InPlaceOf(torch.autograd.Function):
+class _InPlaceOf(torch.autograd.Function):
     """Use one value in place of another that gets its gradient."""
 
     @staticmethod
@@ -153,3 +153,9 @@ class InPlaceOf(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         """Return the gradient for `value`."""
         return grads[0], None
+
+
+def in_place_of(value: Tensor, used: Tensor) -> Tensor:
+    """Return `used` with the gradient going to `value`."""
+    through: Any = _InPlaceOf.apply
+    return cast(Tensor, through(value, used)) if value.requires_grad else used

@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fxcompress.nn._affine import grouped
 
-__all__ = ["RangeTracker"]
+__all__ = ["Follow", "RangeTracker", "ternary_scale"]
+
+Follow: TypeAlias = Literal["range", "mean", "kept"]
+
+# Of the mean magnitude: what is below becomes 0 (Li & Liu, 2016, arXiv:1605.04711, eq. 6).
+_THRESHOLD = 0.7
+
+
+def ternary_scale(rows: Tensor, follow: Literal["mean", "kept"]) -> Tensor:
+    """Return the scale α of weights that become -α, 0 and α, one for each row.
+
+    - `mean`: α = mean|w| (Ma et al., 2024, arXiv:2402.17764, eq. 3).
+    - `kept`: α = mean|w| over |w| > 0.7 · mean|w| (Li & Liu, 2016, arXiv:1605.04711, eq. 5 and 6).
+
+    Args:
+        rows: `[..., elements]`.
+        follow: Which of the two.
+
+    Returns:
+        `[...]`; 0 for a row of zeros.
+    """
+    size = rows.abs()
+    mean = size.mean(dim=-1, keepdim=True)
+    if follow == "mean":
+        return mean.squeeze(-1)
+    kept = size > _THRESHOLD * mean
+    return (size * kept).sum(dim=-1) / kept.sum(dim=-1).clamp_min(1)
 
 
 class RangeTracker(nn.Module):
@@ -21,6 +48,7 @@ class RangeTracker(nn.Module):
         delay: How many training steps pass before values are rounded (Krishnamoorthi, 2018,
             arXiv:1806.08342, section 3.2: activations settle first).
         clip: Clip the range to the mean ± this many standard deviations, or None.
+        follow: What is followed: the `range`, or the scale of three levels (`ternary_scale`).
         shape: Shape of `low` and `high`: that of the quantizer's scale.
     """
 
@@ -34,11 +62,12 @@ class RangeTracker(nn.Module):
         delay: int = 0,
         clip: float | None = None,
         *,
+        follow: Follow = "range",
         shape: Sequence[int] = (),
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.momentum, self.delay, self.clip = momentum, delay, clip
+        self.momentum, self.delay, self.clip, self.follow = momentum, delay, clip, follow
         self.register_buffer("low", torch.zeros(tuple(shape), device=device))
         self.register_buffer("high", torch.zeros(tuple(shape), device=device))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
@@ -58,7 +87,11 @@ class RangeTracker(nn.Module):
     def update(self, x: Tensor, axis: int | None, group: int | None) -> tuple[Tensor, Tensor]:
         """Take one step's tensor in; return the range now, of the shape of the scale."""
         rows = _rows(x.detach().float(), axis, group)
-        low, high = rows.aminmax(dim=-1)
+        if self.follow == "range":
+            low, high = rows.aminmax(dim=-1)
+        else:
+            high = ternary_scale(rows, self.follow)
+            low = -high
         if self.clip is not None:
             mean, reach = rows.mean(-1), self.clip * rows.std(-1, correction=0)
             low, high = low.maximum(mean - reach), high.minimum(mean + reach)

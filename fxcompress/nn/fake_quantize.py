@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from fxcompress.errors import UsageError
 from fxcompress.nn._affine import (
-    InPlaceOf,
     LearnedStep,
     StraightThrough,
     affine_parameters,
     grouped,
+    in_place_of,
     to_integers,
 )
-from fxcompress.nn._tracking import RangeTracker
+from fxcompress.nn._tracking import Follow, RangeTracker
 
 __all__ = ["FakeQuantize", "affine_parameters"]
 
@@ -61,6 +61,9 @@ class FakeQuantize(nn.Module):
             average so far, 0 for a fixed range.
         delay: In training the first so many steps only watch (with `tracking`).
         clip: A tracked range ends at the mean ± so many standard deviations.
+        follow: What is tracked: the `range`, or of three levels (2 bits, narrow) the scale: the
+            `mean` magnitude or that of what is `kept` (`ternary_scale`). Its gradient passes
+            straight through everywhere, as the authors have it.
 
     Raises:
         UsageError: The arguments contradict each other.
@@ -86,6 +89,7 @@ class FakeQuantize(nn.Module):
         tracking: float = 0.0,
         delay: int = 0,
         clip: float | None = None,
+        follow: Follow = "range",
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -114,7 +118,7 @@ class FakeQuantize(nn.Module):
         )
         self.tracker: RangeTracker | None = None
         if tracking:
-            self.tracker = RangeTracker(tracking, delay, clip, shape=shape, device=device)
+            self.tracker = self._new_tracker(tracking, delay, clip, follow)
         if learned:
             self.learn(offset=learned == "offset")
 
@@ -140,6 +144,11 @@ class FakeQuantize(nn.Module):
         """Where a tracked range ends, in standard deviations."""
         return self.tracker.clip if self.tracker else None
 
+    @property
+    def follow(self) -> Follow:
+        """What is tracked."""
+        return self.tracker.follow if self.tracker else "range"
+
     def learn(self, *, offset: bool = False) -> "FakeQuantize":
         """Make the scale, and with `offset` the zero point, parameters; return self.
 
@@ -158,11 +167,15 @@ class FakeQuantize(nn.Module):
         return self
 
     def track(
-        self, momentum: float, *, delay: int = 0, clip: float | None = None
+        self,
+        momentum: float,
+        *,
+        delay: int = 0,
+        clip: float | None = None,
+        follow: Follow = "range",
     ) -> "FakeQuantize":
         """Let the range follow the tensor in training, from the range that is set; return self."""
-        device = self.scale.device
-        self.tracker = RangeTracker(momentum, delay, clip, shape=self.shape, device=device)
+        self.tracker = self._new_tracker(momentum, delay, clip, follow)
         low, high = self.qmin - self.zero_point, self.qmax - self.zero_point
         self.tracker.start(low * self.scale, high * self.scale)
         return self
@@ -195,9 +208,8 @@ class FakeQuantize(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The smallest dtype of torch that holds the integers."""
-        if self.bits <= 8:
-            return torch.int8 if self.signed else torch.uint8
-        return torch.int16 if self.signed else torch.uint16
+        small, large = (torch.int8, torch.int16) if self.signed else (torch.uint8, torch.uint16)
+        return small if self.bits <= 8 else large
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` as the integers would give it back: same shape, same dtype.
@@ -208,12 +220,24 @@ class FakeQuantize(nn.Module):
         if self.training and self.tracker is not None and not self._track(self.tracker, x):
             return x
         scale, zero_point = self._parameters_for(x)
-        if torch.is_grad_enabled() and (x.requires_grad or self.learned):
+        if torch.is_grad_enabled() and (x.requires_grad or self.learned) and self.follow == "range":
             limits = (self.qmin, self.qmax)
             through: Any = LearnedStep.apply if self.learned else StraightThrough.apply
             return cast(Tensor, through(x, scale, zero_point, *limits, self.group))
-        q = to_integers(grouped(x, self.group), scale, zero_point, self.qmin, self.qmax)
-        return ((q - zero_point) * scale).reshape(x.shape).to(x.dtype)
+        given = grouped(x.detach(), self.group)
+        q = to_integers(given, scale, zero_point, self.qmin, self.qmax)
+        y = ((q - zero_point) * scale).reshape(x.shape).to(x.dtype)
+        return y if self.follow == "range" else in_place_of(x, y)
+
+    def _new_tracker(
+        self, momentum: float, delay: int, clip: float | None, follow: Follow
+    ) -> RangeTracker:
+        if follow != "range" and (self.qmin, self.qmax) != (-1, 1):
+            raise UsageError(
+                f"follow={follow!r} is for three levels", reason="they are 2 bits, narrow"
+            )
+        device = self.scale.device
+        return RangeTracker(momentum, delay, clip, follow=follow, shape=self.shape, device=device)
 
     def _track(self, tracker: RangeTracker, x: Tensor) -> bool:
         """Let the range follow `x`; return whether it is to be rounded already."""
@@ -246,15 +270,12 @@ class FakeQuantize(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the non-default arguments."""
-        parts = [f"bits={self.bits}"]
-        parts += [f"{name}={getattr(self, name)}" for name in ("signed", "symmetric")
-                  if not getattr(self, name)]  # fmt: skip
-        parts += ["narrow=True"] if self.narrow else []
-        parts += [f"{name}={getattr(self, name)}" for name in ("axis", "group")
-                  if getattr(self, name) is not None]  # fmt: skip
-        parts += [f"{name}={getattr(self, name)!r}" for name in ("learned", "tracking", "delay")
-                  if getattr(self, name)]  # fmt: skip
-        return ", ".join(parts)
+        settings = {
+            "bits": None, "signed": True, "symmetric": True, "narrow": False, "axis": None,
+            "group": None, "learned": "", "tracking": 0, "delay": 0, "follow": "range",
+        }  # fmt: skip
+        given = {name: getattr(self, name) for name in settings}
+        return ", ".join(f"{name}={v!r}" for name, v in given.items() if v != settings[name])
 
     def _parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and zero point (as floats), shaped to broadcast against grouped `x`."""
@@ -274,11 +295,5 @@ class FakeQuantize(nn.Module):
             return self.scale, self.zero_point
         zero_point = self.zero_point
         if zero_point.is_floating_point():
-            zero_point = _through(zero_point, zero_point.round().clamp(self.qmin, self.qmax))
-        return _through(self.scale, self.scale.clamp_min(_SMALLEST_SCALE)), zero_point
-
-
-def _through(value: Tensor, used: Tensor) -> Tensor:
-    """Return `used` with the gradient going to `value`."""
-    through: Any = InPlaceOf.apply
-    return cast(Tensor, through(value, used)) if value.requires_grad else used
+            zero_point = in_place_of(zero_point, zero_point.round().clamp(self.qmin, self.qmax))
+        return in_place_of(self.scale, self.scale.clamp_min(_SMALLEST_SCALE)), zero_point

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 
@@ -239,11 +240,14 @@ def _histograms(before: Program, after: Program) -> tuple[Histogram, ...]:
     return tuple(_histogram(name, old[name], new[name]) for name in changed if name in largest)
 
 
+_QUANTIZERS: Final = frozenset({"binarize", "fake_quant", "float_quant"})
+
+
 def _effective(program: Program) -> dict[str, torch.Tensor]:
     """Return the state, each fake-quantised weight as the value it stands for."""
     state = program.state()
     for node in program.nodes:
-        if node.op != "call_module" or op_name(node) != "fake_quant":
+        if node.op != "call_module" or op_name(node) not in _QUANTIZERS:
             continue
         source = node.all_input_nodes[0]
         if op_name(source) == "mask":

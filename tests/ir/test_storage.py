@@ -14,9 +14,11 @@ from torch import nn
 
 from fxcompress.errors import ModelError
 from fxcompress.ir import Program, capture, find_node, graph_to_json, program_from_json, to_text
+from fxcompress.ir._packing import pack_weights
 from fxcompress.ir._targets import check_method, resolve_function, write_function
 from fxcompress.ir.ops import all_ops
 from fxcompress.ir.storage import stored_tensors
+from fxcompress.nn import Binarize, FloatQuantize
 from fxcompress.testing import assert_equivalent, hash_weights_
 from tests.ir.small_models import SmallTransformer, small_cnn, small_transformer
 
@@ -317,3 +319,37 @@ def test_a_failed_save_keeps_the_old_file(tmp_path):
     assert path.read_bytes() == before
     with pytest.raises(ModelError, match="cannot write"):
         small_cnn().save(path / "below.fxp")
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "bits"),
+    [(Binarize(axis=0, shape=(6,)), 1), (FloatQuantize("e5m2", axis=0, shape=(6,)), 8)],
+    ids=["binary", "float8"],
+)
+def test_weights_of_one_bit_and_8_bit_floats_are_packed(tmp_path, quantizer, bits):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.quantizer = nn.Parameter(torch.randn(6, 43)), quantizer
+
+        def forward(self, x):
+            return F.linear(x, self.quantizer(self.weight))
+
+    torch.manual_seed(0)
+    model = Model()
+    with torch.no_grad():
+        quantizer.scale.copy_(torch.rand(6) / 9)
+        model.weight.copy_(quantizer(model.weight))
+    program = capture(model, (torch.randn(2, 43),))
+    program.save(tmp_path / "model.fxp")
+    stored, _ = pack_weights(program, stored_tensors(program))
+    stored = stored["weight"]
+    assert stored.dtype == torch.uint8
+    assert stored.numel() == -(-6 * 43 * bits // 8)
+    back = Program.load(tmp_path / "model.fxp")
+    assert torch.equal(back.state()["weight"], program.state()["weight"])
+    assert back.fingerprint() == program.fingerprint()
+    with torch.no_grad():
+        model.weight[0, 0] = 0.7
+    latent = capture(model, (torch.randn(2, 43),))
+    assert pack_weights(latent, stored_tensors(latent))[0]["weight"].dtype == torch.float32

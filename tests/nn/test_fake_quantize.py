@@ -311,3 +311,34 @@ def test_a_clipped_range_leaves_outliers_out(axis):
         (rows.mean(1) + 2 * rows.std(1, correction=0)).minimum(rows.amax(1)).abs(),
     )
     assert torch.allclose(fake.scale.flatten(), reach / 7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("follow", ["mean", "kept"])
+def test_three_levels_follow_the_magnitude_of_the_weights(follow):
+    weight = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    weight[1] = 0
+    fake = FakeQuantize(2, narrow=True, axis=0, shape=(3,), tracking=1.0, follow=follow).train()
+    y = fake(weight)
+    for row, source in zip(y, weight, strict=True):
+        size = [abs(v) for v in source.tolist()]
+        mean = sum(size) / len(size)
+        kept = [v for v in size if v > 0.7 * mean]
+        alpha = mean if follow == "mean" else sum(kept) / max(len(kept), 1)
+        wanted = [
+            alpha * max(-1, min(1, round(v / alpha))) if alpha else 0.0 for v in source.tolist()
+        ]
+        torch.testing.assert_close(row, torch.tensor(wanted))
+    assert torch.equal(fake.eval()(weight), y)
+    assert torch.equal(fake.freeze()(y), y)
+
+
+def test_the_gradient_of_three_levels_passes_through_everywhere():
+    weight = torch.tensor([[-9.0, -0.1, 0.0, 0.4, 7.0]], requires_grad=True)
+    fake = FakeQuantize(2, narrow=True, axis=0, shape=(1,), tracking=1.0, follow="mean").train()
+    fake(weight).backward(torch.arange(5.0)[None])
+    assert weight.grad.tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_more_levels_have_no_such_scale():
+    with pytest.raises(UsageError, match="three levels"):
+        FakeQuantize(4, narrow=True, tracking=1.0, follow="mean")

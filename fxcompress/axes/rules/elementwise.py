@@ -84,6 +84,32 @@ def dynamic_quant(site: Site) -> Value:
     return site.dims("input")
 
 
+def float_quant(site: Site) -> Value:
+    """A scale per channel follows the channels."""
+    dims = site.dims("input")
+    module: Any = site.module
+    if module is not None and module.axis is not None:
+        site.solver.unify(site.state(f"{site.node.target}.scale")[0], dims[module.axis])
+    return dims
+
+
+def binarize(site: Site) -> Value:
+    """Scales of a weight follow its channels; what one channel sums stays as it is.
+
+    The sign of a weight that is held at 0 is +1: it would still add to the sum.
+    """
+    dims = site.dims("input")
+    module: Any = site.module
+    axis = None if module is None else module.axis
+    if site.node.all_input_nodes[0].op == "get_attr":
+        for place, dim in enumerate(dims):
+            if place != axis:
+                site.solver.freeze(dim, "a binary weight that is held at 0 still counts")
+    if axis is not None and module.scale is not None:
+        site.solver.unify(site.state(f"{site.node.target}.scale")[0], dims[axis])
+    return dims
+
+
 def _grouped(site: Site, dims: list[Any], groups: Any, size: int) -> None:
     """The elements of a row are cut in runs: runs may go, parts of them may not."""
     if len(dims) != 2:
@@ -147,6 +173,8 @@ RULES: dict[str, Rule] = {
     "prelu": prelu,
     "fake_quant": fake_quant,
     "dynamic_quant": dynamic_quant,
+    "float_quant": float_quant,
+    "binarize": binarize,
     "mask": mask,
     "isin": isin,
     "to": cast,

@@ -7,6 +7,8 @@ from fxcompress.ir._optable.row import row
 ROWS = (
     row("fake_quant", "quantize", "input", nn="fxcompress.nn.FakeQuantize", fn=""),
     row("dynamic_quant", "quantize", "input", nn="fxcompress.nn.DynamicQuantize", fn=""),
+    row("binarize", "quantize", "input", nn="fxcompress.nn.Binarize", fn=""),
+    row("float_quant", "quantize", "input", nn="fxcompress.nn.FloatQuantize", fn=""),
     row("mask", "elementwise", "input", nn="fxcompress.nn.Mask", fn=""),
     row("training_switch", "other", "", nn="fxcompress.nn.TrainingSwitch", fn=""),
     row("stochastic_depth", "dropout", "input", nn="fxcompress.nn.StochasticDepth", fn=""),

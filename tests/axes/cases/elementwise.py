@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxcompress.nn import DynamicQuantize, FakeQuantize, Mask, StochasticDepth
+from fxcompress.nn import (
+    Binarize,
+    DynamicQuantize,
+    FakeQuantize,
+    FloatQuantize,
+    Mask,
+    StochasticDepth,
+)
 from tests.axes.support import Built, Case, Net, Sizes, case, tokens
 
 __all__ = ["CASES"]
@@ -120,6 +127,31 @@ def _quantized(s: Sizes, group: int | None) -> Built:
     return net, (torch.randn(3, 5, s.a),)
 
 
+def _binarized(s: Sizes, *, tracking: bool) -> Built:
+    """The last layer's weight and an activation; only the latter lies between what is pruned."""
+    rows = Binarize(axis=0, tracking=True)
+    if not tracking:
+        rows = Binarize(axis=0, shape=(s.b,))
+        assert rows.scale is not None
+        rows.scale.copy_(torch.rand(s.b) + 0.5)
+    net = Net(
+        lambda m, x: m.down(torch.tanh(F.linear(m.sign(x), m.rows(m.w)))),
+        sign=Binarize(), rows=rows, w=nn.Parameter(torch.randn(s.b, s.a)), down=nn.Linear(s.b, s.c),
+    )  # fmt: skip
+    return net, (torch.randn(3, 5, s.a),)
+
+
+def _of_float8(s: Sizes) -> Built:
+    rows = FloatQuantize("e5m2", axis=0, shape=(s.b,))
+    rows.scale.copy_(torch.rand(s.b) * 0.02 + 0.01)
+    net = Net(
+        lambda m, x: m.down(m.all(torch.tanh(F.linear(torch.tanh(m.up(x)), m.rows(m.w))))),
+        up=nn.Linear(s.a, s.c), down=nn.Linear(s.b, s.c), w=nn.Parameter(torch.randn(s.b, s.c)),
+        rows=rows, all=FloatQuantize(),
+    )  # fmt: skip
+    return net, (torch.randn(3, 5, s.a),)
+
+
 def _binary(name: str, before: Any = None) -> Case:
     op = getattr(torch, name)
     return case(name, lambda s: _pair(op, s, before), plain=True)
@@ -161,6 +193,9 @@ CASES: tuple[Case, ...] = (
     case("dynamic_quant", lambda s: _parameter(lambda m, x: m.fq(x), s, fq=DynamicQuantize(8))),
     case("dynamic_quant", lambda s: _parameter(
         lambda m, x: m.fq(x), s, fq=DynamicQuantize(4, per="tensor", symmetric=True)), "tensor"),
+    case("binarize", lambda s: _binarized(s, tracking=False)),
+    case("binarize", lambda s: _binarized(s, tracking=True), "tracking"),
+    case("float_quant", _of_float8),
     case("stochastic_depth", lambda s: _parameter(
         lambda m, x: m.path(x), s, path=StochasticDepth(0.5, "row"))),
     case("to", lambda s: tokens(lambda x: x.double().to(torch.float32), s)),
