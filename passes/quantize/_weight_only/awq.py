@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor, fx
 
-from fxcompress.ir.ops import bind, module_of, op_name
-from passes._layers.operands import canonical
+from fxcompress.ir.naming import node_ids
+from fxcompress.ir.ops import op_name
+from passes.quantize._scaling.groups import Group, find_groups
 from passes.quantize._weight_only.grids import Width, fit
-from passes.quantize._weight_only.layers import Weight, readers_of
+from passes.quantize._weight_only.layers import Weight
 from passes.quantize._weight_only.statistics import Inputs
 
 if TYPE_CHECKING:
@@ -30,10 +31,7 @@ __all__ = ["Scaling", "find_scalings", "search_scale"]
 _STEPS: Final = 10
 # Rows of each weight on which an α is judged.
 _JUDGED: Final = 256
-# f(x / s) = f(x) / s for s above 0.
-_HOMOGENEOUS: Final = frozenset({"relu", "leaky_relu", "dropout", "identity", "contiguous"})
-_NORMS: Final = frozenset({"layer_norm", "rms_norm"})
-_SIZES: Final = frozenset({"size", "dim", "numel"})
+_APART: Final = "what it reads is also read by something that is not scaled with it"
 
 
 @dataclass
@@ -55,31 +53,34 @@ def find_scalings(
     program: Program, readers: Mapping[fx.Node, Weight]
 ) -> tuple[dict[fx.Node, Scaling], dict[fx.Node, str]]:
     """Return the scaling of each layer that can have one, and why the others cannot."""
+    groups, ids = find_groups(program), node_ids(program)
     found: dict[fx.Node, Scaling] = {}
     reasons: dict[fx.Node, str] = {}
-    everybody = readers_of(program)
+    for group in groups.all:
+        nodes = tuple(reader.layer.node for reader in group.readers)
+        if group.open and _together(group, readers):
+            scaling = Scaling(nodes, tuple(part.tensor for part in group.parts))
+            found.update(dict.fromkeys(nodes, scaling))
+        elif group.open:
+            reasons.update(dict.fromkeys(nodes, _APART))
     for node in readers:
-        if node in found or node in reasons:
-            continue
         if op_name(node) != "linear":
             reasons[node] = "AWQ scales the inputs of linear layers only"
-            continue
-        source = bind(node)["input"]
-        users = [user for user in source.users if op_name(user) not in _SIZES]
-        divided = _divided(program, source, everybody)
-        others = [
-            user
-            for user in users
-            if user not in readers or op_name(user) != "linear" or len(readers[user].readers) > 1
-        ]
-        if others:
-            reasons[node] = "what it reads is also read by something that is not scaled with it"
-        elif isinstance(divided, str):
-            reasons[node] = divided
-        else:
-            scaling = Scaling(tuple(users), divided)
-            found.update(dict.fromkeys(users, scaling))
-    return found, reasons
+        elif node not in found and node not in reasons:
+            reasons[node] = groups.why_not(node, ids)[0]
+    return found, {node: reason for node, reason in reasons.items() if node in readers}
+
+
+def _together(group: Group, readers: Mapping[fx.Node, Weight]) -> bool:
+    """Whether all readers are linear layers to quantise that read one tensor, every channel."""
+    alike = all(
+        reader.layer.node in readers
+        and op_name(reader.layer.node) == "linear"
+        and reader.layer.input is group.readers[0].layer.input
+        and torch.equal(reader.index.long(), torch.arange(len(group.free)))
+        for reader in group.readers
+    )
+    return alike and bool(group.free.all()) and all(part.dim == 0 for part in group.parts)
 
 
 def search_scale(weights: Sequence[tuple[Width, Tensor]], inputs: Inputs) -> Tensor:
@@ -116,64 +117,3 @@ def _output_error(width: Width, rows: Tensor, factors: Tensor, hessian: Tensor) 
     grid = fit(scaled, width, "minmax")
     difference = ((grid.rounded(scaled) - scaled) / by_group).flatten(1)
     return float(((difference @ hessian) * difference).sum())
-
-
-def _divided(
-    program: Program, node: fx.Node, everybody: Mapping[str, list[fx.Node]]
-) -> tuple[str, ...] | str:
-    """Return the parameters that scale a node's channels exactly, or why there are none."""
-    while op_name(node) in _HOMOGENEOUS and len(_real_users(node.args[0])) == 1:
-        node = node.args[0]  # type: ignore[assignment]
-    op = op_name(node)
-    if op in _NORMS and node.op == "call_module":
-        names = _own(program, node, everybody)
-        return names or f"{node.target} has no weight of its own that could take the scale"
-    if op == "linear":
-        return _of_linear(program, node, everybody) or f"{node.target} shares its weight"
-    if op == "mul":
-        for each in node.args:
-            names = _of_factor(program, node, each, everybody)
-            if names:
-                return names
-    return f"the {op} that makes its inputs has no weight that could take the scale"
-
-
-def _of_factor(
-    program: Program, product: fx.Node, operand: object, everybody: Mapping[str, list[fx.Node]]
-) -> tuple[str, ...]:
-    """Return the parameters of one operand of a product that alone scale the product."""
-    if not isinstance(operand, fx.Node):
-        return ()
-    shape = product.meta["val"].shape
-    if op_name(operand) == "param":
-        tensor = canonical(program, str(operand.target))
-        alone = everybody.get(tensor) == [product]
-        return (tensor,) if alone and tuple(operand.meta["val"].shape) == (shape[-1],) else ()
-    alone = _real_users(operand) == [product] and operand.meta["val"].dim() == len(shape)
-    if op_name(operand) == "linear" and alone and operand.meta["val"].shape[-1] == shape[-1]:
-        return _of_linear(program, operand, everybody)
-    return ()
-
-
-def _of_linear(
-    program: Program, node: fx.Node, everybody: Mapping[str, list[fx.Node]]
-) -> tuple[str, ...]:
-    return _own(program, node, everybody) if node.op == "call_module" else ()
-
-
-def _own(
-    program: Program, node: fx.Node, everybody: Mapping[str, list[fx.Node]]
-) -> tuple[str, ...]:
-    """Return the weight and bias of a module that this one node reads; none if it has operands."""
-    if len(node.all_input_nodes) > 1 or getattr(module_of(node), "weight", None) is None:
-        return ()
-    names = [
-        canonical(program, f"{node.target}.{n}") for n, _ in module_of(node).named_parameters()
-    ]
-    alone = all(everybody.get(name) == [node] for name in names)
-    return tuple(names) if alone else ()
-
-
-def _real_users(node: object) -> list[fx.Node]:
-    assert isinstance(node, fx.Node), "an activation is a node"
-    return [user for user in node.users if op_name(user) not in _SIZES]

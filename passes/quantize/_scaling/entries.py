@@ -1,0 +1,35 @@
+"""What decisions say about scaled parameters. Plain data, without torch."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["Entry", "Scaled"]
+
+
+class Entry(BaseModel):
+    """A part of a decision: strict and frozen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Scaled(Entry):
+    """A parameter that is multiplied, or divided, along `dim` by `arrays[key]`.
+
+    Attributes:
+        tensor: The parameter.
+        dim: The dimension with the channels.
+        divided: Divided, else multiplied.
+        groups: Groups of a convolution whose input channels these are: group k of dimension 0
+            takes the k-th part of the factors.
+    """
+
+    tensor: str
+    dim: int
+    divided: bool
+    groups: int = 1
+
+    @property
+    def key(self) -> str:
+        """Name of the factors."""
+        return f"{self.tensor}.{'divisor' if self.divided else 'factor'}"
