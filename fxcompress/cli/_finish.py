@@ -56,19 +56,15 @@ def finish(result: Result, spec: Spec, folder: Path) -> Finished:
 
 def emit_all(result: Result, spec: Spec, folder: Path) -> tuple[Artifact, ...]:
     """Write every artefact of the spec; those of one name are proved together."""
-    from fxcompress.emit import EmitOptions, OnnxOptions, Pt2Options
+    from fxcompress.emit import EmitOptions
 
     made: list[Artifact] = []
     stems = dict.fromkeys(item.stem for item in spec.emit)
     for stem in stems:
         items = [item for item in spec.emit if item.stem == stem]
-        extra: dict[str, Any] = {}
-        for item in items:
-            if item.use == "onnx":
-                extra["onnx"] = OnnxOptions(opset=item.opset, activations=item.activations)
-            elif item.use == "pt2":
-                extra["pt2"] = Pt2Options(quantized=item.quantized)
-        options = EmitOptions(stem=stem, seed=spec.seed, **extra)
+        said = {item.use: item.model_dump(exclude={"use", "stem"}) for item in items}
+        extra = {use: values for use, values in said.items() if values}
+        options = EmitOptions.model_validate({"stem": stem, "seed": spec.seed, **extra})
         made.extend(result.emit(folder, [item.use for item in items], options=options))
     return tuple(made)
 

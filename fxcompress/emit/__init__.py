@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fxcompress.emit.options import FORMATS as FORMATS
     from fxcompress.emit.options import EmitOptions as EmitOptions
     from fxcompress.emit.options import OnnxOptions as OnnxOptions
+    from fxcompress.emit.options import OpenvinoOptions as OpenvinoOptions
     from fxcompress.emit.options import Pt2Options as Pt2Options
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -20,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "EmitOptions": "options",
         "FORMATS": "options",
         "OnnxOptions": "options",
+        "OpenvinoOptions": "options",
         "Pt2Options": "options",
         "emit": "driver",
         "integer_kernels": "kernels",

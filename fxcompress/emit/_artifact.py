@@ -23,7 +23,7 @@ class Artifact(BaseModel):
     """One emitted format.
 
     Attributes:
-        format: `pt2`, `onnx`, `python` or `program`.
+        format: One of `FORMATS`.
         paths: Its files; the first is the one to open.
         bytes: Size of all files together.
         sha256: File name -> hash of its bytes.

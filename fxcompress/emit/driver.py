@@ -6,38 +6,23 @@ import importlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from fxcompress.emit._artifact import Artifact, Written, digest, inside, publish, staging
-from fxcompress.emit._fresh import Claim, Expected, Tolerance, verify
+from fxcompress.emit._fresh import Claim, Expected, verify
 from fxcompress.emit._job import Format, Job
-from fxcompress.emit._lower import activation_bits, is_quantized
+from fxcompress.emit._lower import is_quantized
 from fxcompress.emit._plain import PlainProgram, plain_program
 from fxcompress.emit._probes import Leaves, probes
+from fxcompress.emit._tolerance import tolerance
 from fxcompress.emit.options import FORMATS, EmitOptions
 from fxcompress.emit.pt2 import DECOMPOSED_IMPORT
 from fxcompress.errors import EmitError, FxCompressError, NumericsError, UsageError
 from fxcompress.ir.program import Program
 
 __all__ = ["emit"]
-
-# max |Δ| over the range of the output. `program`, `python` and `pt2` call the same kernels of
-# torch; another runtime adds up in another order, and rounds its integers at other ties.
-_FLOAT: Final[Mapping[str, Tolerance]] = {
-    "program": Tolerance(1e-5),
-    "python": Tolerance(1e-5),
-    "pt2": Tolerance(1e-4),
-    "onnx": Tolerance(1e-3),
-}
-_HALF: Final = Tolerance(5e-2, 0.999)
-_QUANTIZED: Final[Mapping[str, Tolerance]] = {
-    "program": Tolerance(1e-5),
-    "python": Tolerance(1e-2, 0.999),
-    "pt2": Tolerance(1e-2, 0.999),
-    "onnx": Tolerance(0.1, 0.99),
-}
 
 
 def emit(
@@ -57,7 +42,7 @@ def emit(
     Args:
         program: What to write. It is written as it computes in eval mode.
         directory: The output folder; made if it is not there.
-        formats: Of `pt2`, `onnx`, `python`, `program`.
+        formats: Of `FORMATS`.
         example_inputs: A batch to compare on: a tuple of positional or a mapping of keyword
             arguments. Random inputs otherwise.
         options: File names and options per format.
@@ -173,25 +158,7 @@ def _claim(name: str, job: Job, done: Written, plain: PlainProgram) -> Claim:
     decomposed = job.quantized and job.options.pt2.quantized == "decomposed"
     imports = (DECOMPOSED_IMPORT,) if name == "pt2" and decomposed else ()
     paths = tuple(job.stage / file for file in done.files)
-    half = any(
-        tensor.dtype in (torch.float16, torch.bfloat16)
-        for tensor in plain.module.state_dict().values()
-    )
-    if job.quantized:
-        tolerance = _quantized(name, activation_bits(plain.module))
-    else:
-        tolerance = _HALF if half and name in ("pt2", "onnx") else _FLOAT[name]
-    return Claim(name, paths, tolerance, imports)
-
-
-def _quantized(name: str, bits: int) -> Tolerance:
-    """Return how far integers may be off: the fewer bits, the more one that a tie sends elsewhere.
-
-    A runtime adds up in another order, so that some values fall on the other side of a tie.
-    """
-    if name != "onnx" or bits >= 8:
-        return _QUANTIZED[name]
-    return Tolerance(0.25, 0.97) if bits >= 4 else Tolerance(0.5, 0.85)
+    return Claim(name, paths, tolerance(name, job, plain), imports)
 
 
 def _publish(

@@ -1,18 +1,22 @@
-"""Which integer kernels onnxruntime runs, read from the graph it optimized."""
+"""Which integer kernels a runtime runs, read from the graph that it optimized."""
 
 from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
-from fxcompress.emit._extras import need_onnx
+from fxcompress.emit._extras import need_extra
 
 __all__ = [
     "CONVOLUTION_KERNELS",
     "LINEAR_KERNELS",
     "RECURRENT_KERNELS",
+    "OpenvinoKernels",
     "integer_kernels",
+    "openvino_kernels",
     "runtime_kernels",
 ]
 
@@ -23,6 +27,7 @@ LINEAR_KERNELS = frozenset(
 )  # fmt: skip
 
 RECURRENT_KERNELS = frozenset({"DynamicQuantizeLSTM"})
+_INTEGERS: Final = frozenset({"u8", "i8", "u4", "i4"})
 _KERNELS = CONVOLUTION_KERNELS | LINEAR_KERNELS | RECURRENT_KERNELS
 
 
@@ -41,7 +46,7 @@ def runtime_kernels(path: str | Path) -> Counter[str]:
     Raises:
         MissingExtraError: onnx or onnxruntime is not installed.
     """
-    need_onnx()
+    need_extra("onnx")
     import onnxruntime
 
     import onnx
@@ -65,3 +70,37 @@ def runtime_kernels(path: str | Path) -> Counter[str]:
 
 def _integer(name: str) -> bool:
     return name.startswith("QLinear") or name in _KERNELS
+
+
+@dataclass(frozen=True)
+class OpenvinoKernels:
+    """Layers of a compiled model that compute in integers: `u8` or `i8` -> how many."""
+
+    convolutions: Counter[str] = field(default_factory=Counter)
+    linears: Counter[str] = field(default_factory=Counter)
+
+
+def openvino_kernels(path: str | Path) -> OpenvinoKernels:
+    """Compile an IR for the CPU and count the layers whose kernel reads integers.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+    """
+    need_extra("openvino")
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    found = OpenvinoKernels()
+    for node in compiled.get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        if "layerType" not in info or "runtimePrecision" not in info:
+            continue
+        kind, precision = info["layerType"].astype(str), info["runtimePrecision"].astype(str)
+        if precision not in _INTEGERS:
+            continue
+        if kind == "Convolution":
+            found.convolutions[precision] += 1
+        elif kind in ("FullyConnected", "MatMul"):
+            found.linears[precision] += 1
+    return found

@@ -4,9 +4,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["FORMATS", "EmitOptions", "OnnxOptions", "Pt2Options"]
+__all__ = ["FORMATS", "EmitOptions", "OnnxOptions", "OpenvinoOptions", "Pt2Options"]
 
-FORMATS: Final = ("program", "pt2", "onnx", "python")
+FORMATS: Final = ("program", "pt2", "onnx", "openvino", "python")
 
 
 class _Options(BaseModel):
@@ -36,6 +36,19 @@ class OnnxOptions(_Options):
         description="What layers compute with whose weights alone are quantised. `int8` lets "
         "onnxruntime round their inputs, row by row: faster, and about 0.5 % off.",
     )
+    target: Literal["onnxruntime", "tensorrt"] = Field(
+        default="onnxruntime",
+        description="Who reads the file. `tensorrt`: signed activations around 0, biases in "
+        "float, no operators of onnxruntime's own.",
+    )
+
+
+class OpenvinoOptions(_Options):
+    """Options of the OpenVINO IR."""
+
+    half: bool = Field(
+        default=False, description="Store weights that are in float32 in half precision."
+    )
 
 
 class EmitOptions(_Options):
@@ -52,3 +65,4 @@ class EmitOptions(_Options):
     )
     pt2: Pt2Options = Pt2Options()
     onnx: OnnxOptions = OnnxOptions()
+    openvino: OpenvinoOptions = OpenvinoOptions()

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from fxcompress.pipeline.base import Options
 
-__all__ = ["Emit", "EmitOnnx", "EmitPlain", "EmitPt2"]
+__all__ = ["Emit", "EmitOnnx", "EmitOpenvino", "EmitPlain", "EmitPt2"]
 
 
 def _stem(text: str) -> str:
@@ -53,6 +53,20 @@ class EmitOnnx(_EmitBase):
         description="What layers compute with whose weights alone are quantised. `int8` lets "
         "onnxruntime round their inputs, row by row: faster, and about 0.5 % off.",
     )
+    target: Literal["onnxruntime", "tensorrt"] = Field(
+        default="onnxruntime",
+        description="Who reads the file. `tensorrt`: signed activations around 0, biases in "
+        "float, no operators of onnxruntime's own.",
+    )
+
+
+class EmitOpenvino(_EmitBase):
+    """An OpenVINO IR (`.xml` and `.bin`), made from the ONNX export."""
+
+    use: Literal["openvino"]
+    half: bool = Field(
+        default=False, description="Store weights that are in float32 in half precision."
+    )
 
 
 def _emit_text(raw: Any) -> Any:
@@ -60,5 +74,5 @@ def _emit_text(raw: Any) -> Any:
 
 
 Emit: TypeAlias = Annotated[
-    EmitPt2 | EmitOnnx | EmitPlain, Field(discriminator="use"), BeforeValidator(_emit_text)
+    EmitPt2 | EmitOnnx | EmitOpenvino | EmitPlain, Field(discriminator="use"), BeforeValidator(_emit_text)
 ]

@@ -131,6 +131,8 @@ class Decomposed:
         stored.scale = stored.scale.flatten().float()
         if stored.zero_point is not None:
             stored.zero_point = stored.zero_point.flatten().to(torch.int64)
+        elif self.target.zero_points:
+            stored.zero_point = torch.zeros_like(stored.scale, dtype=torch.int64)
         with self.graph.inserting_before(node):
             weight = self.graph.get_attr(f"{path}.weight")
             if stored.axis is None:

@@ -27,6 +27,7 @@ class Target:
     activations: torch.dtype = torch.uint8
     integer_bias: bool = False
     symmetric: bool = False
+    zero_points: bool = False
 
 
 PT2E = Target("PT2E backends")
@@ -35,5 +36,5 @@ PT2E = Target("PT2E backends")
 ONNXRUNTIME = Target("onnxruntime", integer_bias=True)
 INDUCTOR = Target("inductor")
 # XNNPACK's integer kernels are s8 alone.
-EXECUTORCH = Target("ExecuTorch", activations=torch.int8)
+EXECUTORCH = Target("ExecuTorch", activations=torch.int8, zero_points=True)
 TENSORRT = Target("TensorRT", activations=torch.int8, symmetric=True)
