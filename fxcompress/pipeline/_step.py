@@ -83,6 +83,7 @@ class StepRunner:
         entry = locked(step, decision)
         record = self._record(index, step, entry, rewriter, before, proof, started)
         measured = {
+            "figures": decision.figures(),
             "to_previous": outputs.to_previous,
             "to_original": outputs.to_original,
             "metric": self.context.evaluate(after),

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
+    from fxcompress.pipeline.figures import Heatmap
     from fxcompress.rewrite import GraphRewriter
 
 __all__ = ["Decision", "Options", "Pass", "Preserves", "Selection"]
@@ -55,6 +56,10 @@ class Decision(BaseModel):
 
     def summary(self) -> tuple[str, ...]:
         """Return what a plan says above the changes, a line each; by default nothing."""
+        return ()
+
+    def figures(self) -> tuple[Heatmap, ...]:
+        """Return what a report shows of it as pictures; by default nothing."""
         return ()
 
 

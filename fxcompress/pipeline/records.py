@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fxcompress.analysis import CostSummary, OutputComparison
+from fxcompress.pipeline.figures import Heatmap
 from fxcompress.rewrite.edits import Declined, Edit
 
 __all__ = ["FORMAT_VERSION", "PassRecord", "Proof", "RunRecord", "Versions"]
@@ -60,6 +61,7 @@ class PassRecord(_Record):
         metric: The metric after it, where the run has one.
         seconds: Wall-clock time of decide, rewrite and checks, the metric left out.
         measured: Figures that differ from run to run, such as samples per second of each epoch.
+        figures: What the decision shows as pictures.
     """
 
     index: int
@@ -81,6 +83,7 @@ class PassRecord(_Record):
     metric: float | None = None
     seconds: float = 0.0
     measured: Mapping[str, tuple[float, ...]] = {}
+    figures: tuple[Heatmap, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:

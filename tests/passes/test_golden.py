@@ -13,6 +13,7 @@ from passes.prune.channels import Channels
 from passes.prune.n_m import NM
 from passes.prune.unstructured import Unstructured
 from passes.quantize.dynamic import Dynamic
+from passes.quantize.mixed import Mixed
 from passes.quantize.qat import Qat
 from passes.quantize.static import Static
 from passes.quantize.weight_only import WeightOnly
@@ -75,6 +76,15 @@ def test_weight_only(golden_graph):
     # To nearest, because a last bit elsewhere in the inputs may round a column the other way.
     options = {"group": 4, "embeddings": True, "overrides": [{"targets": ["head"], "bits": 8}]}
     golden_graph(apply(WeightOnly, transformer(), options).program)
+
+
+@pytest.mark.golden("passes/quantize/mixed")
+def test_mixed(golden_graph):
+    # By the layers' own noise and far from a tie, because a last bit may rank two layers otherwise.
+    options = {"budget": {"size": "45%"}, "choices": [2, 8], "weights": {"search": "minmax"}}
+    program = transformer()
+    options |= {"sensitivity": "sqnr", "calibration": 8}
+    golden_graph(apply(Mixed, program, options, hashed_data(program)).program)
 
 
 @pytest.mark.golden("passes/quantize/dynamic")
