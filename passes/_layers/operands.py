@@ -41,7 +41,12 @@ OPERANDS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "grouped_mm": (("mat_a", "mat_b"),),
 }  # fmt: skip
 FORMLESS: Final = frozenset({"bilinear", "conv_tbc", "convolution", "einsum", "tensordot"})
-_SAME: Final = frozenset({"mask", "fake_quant", "to", "contiguous", "clone", "detach", "identity"})
+_SAME: Final = frozenset(
+    {
+        "mask", "binarize", "fake_quant", "float_quant", "to", "contiguous", "clone", "detach",
+        "identity",
+    }
+)  # fmt: skip
 # What hands on some of a weight's entries, or all of them in another shape.
 _PICKS: Final = _SAME | {
     "transpose", "t", "permute", "select", "getitem", "index_select", "slice", "narrow", "chunk",

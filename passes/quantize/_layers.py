@@ -14,6 +14,7 @@ from fxcompress.ir.ops import bind, module_of, op_name
 from fxcompress.nn import take_weight_as_operand
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
+from passes._layers.quantizer import QUANTIZERS
 from passes.quantize._masked import unmasked
 from passes.quantize._overrides import Formats, read_overrides
 from passes.quantize._rules import CONVOLUTIONS, LAYERS
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from fxcompress.ir import Program
     from passes.quantize._options import StaticOptions
 
-__all__ = ["Layers", "choose_layers"]
+__all__ = ["Layers", "choose_layers", "ends"]
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def choose_layers(
     selector = Selector(options.targets, options.types, options.exclude, options.expect)
     selected = set(selector.select(program, candidates))
     kept = {
-        **(_ends(program, candidates, first=True) if options.keep_first else {}),
-        **(_ends(program, candidates, first=False) if options.keep_last else {}),
+        **(ends(program, candidates, first=True) if options.keep_first else {}),
+        **(ends(program, candidates, first=False) if options.keep_last else {}),
     }
     chosen, declined = [], []
     for node in candidates:
@@ -83,7 +84,7 @@ def _obstacle(node: fx.Node, *, folded: bool) -> tuple[str | None, tuple[fx.Node
     """Return why a layer cannot be quantised, or None."""
     if len(node.args) > 1 and node.op == "call_module":
         operand = node.args[1]
-        if isinstance(operand, fx.Node) and op_name(operand) == "fake_quant":
+        if isinstance(operand, fx.Node) and op_name(operand) in QUANTIZERS:
             return "it is quantised already", (operand,)
         if not (isinstance(operand, fx.Node) and op_name(operand) == "mask"):
             return "it takes more than its input as an operand", ()
@@ -96,7 +97,7 @@ def _obstacle(node: fx.Node, *, folded: bool) -> tuple[str | None, tuple[fx.Node
         weight = module_of(node).weight
     else:
         operand = bind(node).get("weight")
-        if not isinstance(operand, fx.Node) or op_name(operand) == "fake_quant":
+        if not isinstance(operand, fx.Node) or op_name(operand) in QUANTIZERS:
             return "it is quantised already", ()
         if unmasked(operand).op != "get_attr":
             return "its weight is computed in the graph", (operand,)
@@ -133,7 +134,7 @@ def _whole_modules(
     return tuple(node for node in chosen if node not in dropped)
 
 
-def _ends(program: Program, layers: Iterable[fx.Node], *, first: bool) -> dict[fx.Node, str]:
+def ends(program: Program, layers: Iterable[fx.Node], *, first: bool) -> dict[fx.Node, str]:
     """Return the layers with no other layer before (or after) them."""
     members = set(layers)
     found: dict[fx.Node, str] = {}

@@ -12,10 +12,12 @@ from passes.prune.burn_in import BurnIn
 from passes.prune.channels import Channels
 from passes.prune.n_m import NM
 from passes.prune.unstructured import Unstructured
+from passes.quantize.binary import Binary
 from passes.quantize.dynamic import Dynamic
 from passes.quantize.mixed import Mixed
 from passes.quantize.qat import Qat
 from passes.quantize.static import Static
+from passes.quantize.ternary import Ternary
 from passes.quantize.weight_only import WeightOnly
 from passes.tidy.cast import Cast
 from passes.tidy.fold_batchnorm import FoldBatchNorm
@@ -85,6 +87,16 @@ def test_mixed(golden_graph):
     program = transformer()
     options |= {"sensitivity": "sqnr", "calibration": 8}
     golden_graph(apply(Mixed, program, options, hashed_data(program)).program)
+
+
+@pytest.mark.golden("passes/quantize/binary")
+def test_binary(golden_graph):
+    golden_graph(apply(Binary, resnet()).program)
+
+
+@pytest.mark.golden("passes/quantize/ternary")
+def test_ternary(golden_graph):
+    golden_graph(apply(Ternary, transformer(), {"train": False}).program)
 
 
 @pytest.mark.golden("passes/quantize/dynamic")

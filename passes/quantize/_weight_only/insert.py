@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxcompress.errors import PassError
 from fxcompress.ir.naming import node_ids
-from fxcompress.ir.ops import bind, op_name
-from fxcompress.nn import FakeQuantize, take_weight_as_operand
+from fxcompress.ir.ops import op_name
+from fxcompress.nn import FakeQuantize
 from fxcompress.nn.packing import unpack
-from passes._paths import scope_beside
+from passes._layers.quantizer import insert_quantizer, weight_node
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -40,7 +40,8 @@ def insert(
     """Add a quantizer per weight, give its readers the weight as an operand, and set the weight."""
     for entry in entries:
         fake = _build(entry, arrays)
-        _insert(rewriter, entry, fake)
+        readers = [rewriter.node(layer) for layer in entry.layers]
+        insert_quantizer(rewriter, fake, entry.path, entry.tensor, readers)
         if f"{entry.path}.integers" in arrays:
             value = rewriter.get_tensor(entry.tensor)
             made = fake.dequantize(_integers(entry, fake, value, arrays), value.dtype)
@@ -71,38 +72,6 @@ def _integers(
     return (unsigned + fake.qmin).reshape(moved).movedim(0, entry.axis)
 
 
-def _insert(rewriter: GraphRewriter, entry: WeightEntry, fake: FakeQuantize) -> None:
-    readers = [rewriter.node(layer) for layer in entry.layers]
-    scope = scope_beside(readers[0])
-    operands = {reader: _operand(reader) for reader in readers}
-    made: dict[fx.Node | None, fx.Node] = {}
-    changed: set[str] = set()
-    for reader in readers:
-        source = operands[reader]
-        if source not in made:
-            # A second parameter node, or a mask, calls the same quantizer again.
-            module = fake if not made else None
-            read = source or rewriter.get_attr(entry.tensor, before=readers[0], scope=scope)
-            made[source] = rewriter.call_module(
-                entry.path, module, (read,), after=read, scope=scope
-            )
-        if source is None:
-            path = str(reader.target)
-            if path not in changed:
-                rewriter.set_module(path, take_weight_as_operand(rewriter.get_module(path)))
-                changed.add(path)
-            rewriter.set_args(reader, (reader.args[0], made[source]), {})
-        else:
-            rewriter.replace_uses(source, made[source], only=lambda user: user in readers)
-
-
-def _operand(reader: fx.Node) -> fx.Node | None:
-    """Return the node that a reader takes its weight from; None where it has its own."""
-    name = "mat2" if op_name(reader) == "addmm" else "weight"
-    found = bind(reader).get(name)
-    return found if isinstance(found, fx.Node) else None
-
-
 def check(program: Program, entries: Iterable[WeightEntry], arrays: Mapping[str, Any]) -> None:
     """Check that every layer reads a quantised weight, and every weight holds its integers.
 
@@ -113,7 +82,7 @@ def check(program: Program, entries: Iterable[WeightEntry], arrays: Mapping[str,
     state = program.state()
     for entry in entries:
         for layer in entry.layers:
-            read = _operand(nodes[layer]) if layer in nodes else None
+            read = weight_node(nodes[layer]) if layer in nodes else None
             if read is None or op_name(read) != "fake_quant":
                 raise PassError(
                     f"{layer} does not read a quantised weight",

@@ -16,6 +16,7 @@ from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
 from passes._layers.form import Form
 from passes._layers.operands import canonical
+from passes._layers.quantizer import QUANTIZERS
 from passes.quantize._masked import unmasked
 from passes.quantize._rules import LAYERS
 from passes.quantize._weight_only.grids import Width
@@ -138,7 +139,7 @@ def _source(program: Program, node: fx.Node) -> tuple[str, str | None] | None:
         return tensor, _not_floating(module_of(node).weight)
     if not isinstance(operand, fx.Node):
         return None
-    if op_name(operand) == "fake_quant":
+    if op_name(operand) in QUANTIZERS:
         return "", "it is quantised already"
     source = unmasked(operand)
     if op_name(source) != "param":
