@@ -125,7 +125,7 @@ class StepRunner:
             id=step.id,
             use=step.use,
             where=step.where,
-            preserves=type(step.pass_).preserves,
+            preserves=step.pass_.promises(step.options),
             version=entry.version,
             options=entry.options,
             decision=entry.decision,

@@ -88,6 +88,10 @@ class Pass(ABC, Generic[OptionsT, DecisionT]):
         """Return the splits that a run with these options cannot do without; `needs`, if fixed."""
         return type(self).needs
 
+    def promises(self, options: OptionsT) -> Preserves:
+        """Return what a run with these options preserves; `preserves`, if fixed."""
+        return type(self).preserves
+
     @abstractmethod
     def decide(self, program: Program, options: OptionsT, context: Context) -> DecisionT:
         """Return what to do. Pure: the program is read, never changed.

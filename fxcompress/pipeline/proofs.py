@@ -133,7 +133,7 @@ def prove(step: Step, edits: Sequence[Edit], measured: Measured) -> Proof:
         PassError: An exact pass changed the outputs by more than rounding does, or a trained one
             changed the structure.
     """
-    preserves = type(step.pass_).preserves
+    preserves = step.pass_.promises(step.options)
     proof = Proof(
         grade="measured",
         probes=measured.probes,

@@ -79,7 +79,8 @@ def check_pass(
     if edits is not None:
         shown = "\n  ".join(str(edit) for edit in result.edits)
         assert len(result.edits) == edits, f"{len(result.edits)} edits, not {edits}:\n  {shown}"
-    if tolerance is None and pass_.preserves == "exact":
+    chosen = pass_.Options.model_validate_json(json.dumps(options or {}))
+    if tolerance is None and pass_().promises(chosen) == "exact":
         tolerance = 1e-5
     if tolerance is not None:
         assert_equivalent(program, result.program, tolerance=tolerance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Entry", "Scaled"]
+__all__ = ["Entry", "Scaled", "Shifted"]
 
 
 class Entry(BaseModel):
@@ -33,3 +33,22 @@ class Scaled(Entry):
     def key(self) -> str:
         """Name of the factors."""
         return f"{self.tensor}.{'divisor' if self.divided else 'factor'}"
+
+
+class Shifted(Entry):
+    """A bias to which `arrays[key]` is added; it is made where there is none.
+
+    Attributes:
+        tensor: The bias.
+        channels: Its length.
+        new: The layer has none yet.
+    """
+
+    tensor: str
+    channels: int
+    new: bool
+
+    @property
+    def key(self) -> str:
+        """Name of what is added."""
+        return f"{self.tensor}.shift"

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from passes.quantize._scaling.entries import Scaled
+from passes.quantize._scaling.entries import Scaled, Shifted
 from passes.quantize._scaling.groups import Group
+from passes.quantize._scaling.layers import along
 
 if TYPE_CHECKING:
     from fxcompress.rewrite import GraphRewriter
 
-__all__ = ["Folds", "fold", "scaled"]
+__all__ = ["Folds", "fold", "scaled", "shift"]
 
 
 class Folds:
@@ -65,16 +66,7 @@ class Folds:
 
 def scaled(value: Tensor, entry: Scaled, factors: Tensor) -> Tensor:
     """Return a value multiplied or divided as an entry says."""
-    shape = [1] * value.dim()
-    if entry.groups == 1:
-        shape[entry.dim] = -1
-        by = factors.reshape(shape)
-    else:
-        # [out, in / groups, …]: group k of the outputs reads group k of the inputs.
-        shape[1] = -1
-        parts = factors.reshape(entry.groups, 1, -1)
-        parts = parts.expand(-1, len(value) // entry.groups, -1)
-        by = parts.reshape(len(value), -1, *shape[2:])
+    by = along(factors, value, entry.dim, entry.groups)
     return value / by if entry.divided else value * by
 
 
@@ -87,3 +79,16 @@ def fold(rewriter: GraphRewriter, entries: Iterable[Scaled], arrays: Mapping[str
         factors = torch.as_tensor(arrays[entry.key]).to(value.device, torch.float64)
         made = scaled(value.detach().double(), entry, factors).to(value.dtype)
         rewriter.set_tensor(entry.tensor, made, tied=True)
+
+
+def shift(rewriter: GraphRewriter, entries: Iterable[Shifted], arrays: Mapping[str, Any]) -> None:
+    """Add to biases; a bias that is not there yet is added as a parameter."""
+    for entry in entries:
+        added = torch.as_tensor(arrays.get(entry.key, torch.zeros(entry.channels))).double()
+        if entry.new:
+            weight = rewriter.get_tensor(f"{entry.tensor.removesuffix('bias')}weight")
+            rewriter.add_tensor(entry.tensor, added.to(weight.dtype), trainable=True)
+        elif bool(added.any()):
+            value = rewriter.get_tensor(entry.tensor)
+            made = value.detach().double() + added.to(value.device)
+            rewriter.set_tensor(entry.tensor, made.to(value.dtype), tied=True)

@@ -22,6 +22,7 @@ __all__ = [
     "Blocked",
     "Layer",
     "Part",
+    "along",
     "factor_part",
     "layer_of",
     "norm_parts",
@@ -81,16 +82,34 @@ class Layer:
         weight = (Part(self.weight, self.rows),)
         return weight if self.bias is None else (*weight, Part(self.bias, 0))
 
+    def over_inputs(self, factors: Tensor, weight: Tensor) -> Tensor:
+        """Return a factor per input channel, `[inputs]`, in a shape that multiplies the weight."""
+        return along(factors, weight, self.columns, 1 if self.transposed else self.groups)
+
     def input_range(self, weight: Tensor) -> Tensor:
         """Return the largest |weight| of each input channel, `[inputs]`."""
-        moved = weight.detach().float().abs().movedim(self.columns, -1)
+        moved = weight.detach().abs().movedim(self.columns, -1)
         if self.groups == 1 or self.transposed:
             return moved.reshape(-1, moved.shape[-1]).amax(dim=0)
         return moved.reshape(self.groups, -1, moved.shape[-1]).amax(dim=1).reshape(-1)
 
     def output_range(self, weight: Tensor) -> Tensor:
         """Return the largest |weight| of each output channel, `[outputs]`."""
-        return weight.detach().float().abs().movedim(self.rows, 0).flatten(1).amax(dim=1)
+        return weight.detach().abs().movedim(self.rows, 0).flatten(1).amax(dim=1)
+
+
+def along(factors: Tensor, value: Tensor, dim: int, groups: int = 1) -> Tensor:
+    """Return factors in a shape that broadcasts along a dimension of a parameter.
+
+    With `groups`, they belong to the input channels of a grouped convolution: group k of its
+    outputs, `[out, in / groups, …]`, reads the k-th part of them.
+    """
+    shape = [1] * value.dim()
+    if groups == 1:
+        shape[dim] = -1
+        return factors.reshape(shape)
+    parts = factors.reshape(groups, 1, -1).expand(-1, len(value) // groups, -1)
+    return parts.reshape(len(value), -1, *shape[2:])
 
 
 def layer_of(program: Program, node: fx.Node) -> Layer:
