@@ -11,7 +11,7 @@ import torch
 from fxcompress.analysis import OutputComparison, compare
 from fxcompress.errors import NumericsError, PassError
 from fxcompress.ir import node_ids
-from fxcompress.pipeline._probes import Leaves, first_bad, has_bad, probes, run
+from fxcompress.pipeline._probes import Leaves, first_bad, has_bad, probes, run, shake
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -109,6 +109,15 @@ class Probing:
             raise PassError("the outputs have another structure", reason=str(error)) from error
         self.previous = outputs
         return measured
+
+    def rounding(self, program: Program, seed: int) -> float:
+        """Return max |Δ| / range(y) when every weight is off by one unit in its last place.
+
+        A deep model with large activations amplifies rounding beyond what most models do.
+        """
+        shaken = shake(program, seed)
+        pairs = [(run(program, leaves), run(shaken, leaves)) for leaves in self.inputs]
+        return max(compare(plain, moved).relative for plain, moved in pairs)
 
     def _run(
         self, program: Program, leaves: Leaves, before: tuple[object, ...]

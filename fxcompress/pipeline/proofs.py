@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from fxcompress.pipeline._probing import Measured
     from fxcompress.pipeline.steps import Step
 
-__all__ = ["Digests", "check_finite", "check_trained", "has_values", "prove"]
+__all__ = ["MOST", "ROUNDINGS", "Digests", "check_finite", "check_trained", "has_values", "prove"]
+
+# Where a model amplifies rounding: so many times the effect of one unit in every weight's last
+# place is rounding too, but never more than so much of the output's range.
+ROUNDINGS = 8.0
+MOST = 1e-2
 
 
 def has_values(program: Program) -> bool:
