@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fxcompress.emit.kernels import integer_kernels as integer_kernels
     from fxcompress.emit.options import FORMATS as FORMATS
     from fxcompress.emit.options import EmitOptions as EmitOptions
+    from fxcompress.emit.options import ExecutorchOptions as ExecutorchOptions
     from fxcompress.emit.options import OnnxOptions as OnnxOptions
     from fxcompress.emit.options import OpenvinoOptions as OpenvinoOptions
     from fxcompress.emit.options import Pt2Options as Pt2Options
@@ -19,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "Artifact": "_artifact",
         "EmitOptions": "options",
+        "ExecutorchOptions": "options",
         "FORMATS": "options",
         "OnnxOptions": "options",
         "OpenvinoOptions": "options",

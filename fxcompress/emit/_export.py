@@ -108,12 +108,12 @@ def _refused(error: Exception) -> EmitError:
 
 def _dynamic_shapes(plain: PlainProgram, dims: Mapping[str, Dim]) -> dict[str, Any]:
     sizes = {
-        name: torch.export.Dim(_symbol(name), min=1, max=dim.maximum) for name, dim in dims.items()
+        name: torch.export.Dim(_symbol(name), min=1, max=dim.maximum)
+        for name, dim in dims.items()
+        if dim.maximum != 1
     }
     by_name = {
-        tensor.name: {
-            i: sizes[size] for i, size in enumerate(tensor.shape) if isinstance(size, str)
-        }
+        tensor.name: {i: sizes[size] for i, size in enumerate(tensor.shape) if size in sizes}
         for tensor in plain.signature.inputs
     }
     shapes: dict[str, Any] = {}

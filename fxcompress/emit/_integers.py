@@ -56,6 +56,7 @@ class PackedWeight(nn.Module):
     weight: Tensor
     scale: Tensor
     zero_point: Tensor | None
+    zero: float
 
     def __init__(self, quantizer: FakeQuantize, weight: Tensor) -> None:
         super().__init__()

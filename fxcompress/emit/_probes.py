@@ -28,6 +28,7 @@ def probes(
     program: Program,
     example_inputs: Sequence[Any] | Mapping[str, Any] | None,
     seed: int,
+    dims: Mapping[str, Dim] | None = None,
 ) -> tuple[Leaves, Leaves]:
     """Return the tensor inputs of two calls, in placeholder order; their dynamic sizes differ.
 
@@ -37,12 +38,13 @@ def probes(
             to the sizes wanted. Without it floats are drawn from a normal distribution, integers
             within the embedding that reads them.
         seed: For what is drawn.
+        dims: Narrower ranges of the dynamic sizes than the program's own.
 
     Raises:
         ModelError: The example does not fit the program's signature.
         EmitError: A dynamic size has only one possible value.
     """
-    first, second = _sizes(program)
+    first, second = _sizes(program.dims if dims is None else dims)
     if example_inputs is None:
         return _drawn(program, first, seed), _drawn(program, second, seed + 1)
     by_name = isinstance(example_inputs, Mapping)
@@ -53,10 +55,10 @@ def probes(
     return _resized(program, leaves, first), _resized(program, leaves, second)
 
 
-def _sizes(program: Program) -> tuple[dict[str, int], dict[str, int]]:
+def _sizes(dims: Mapping[str, Dim]) -> tuple[dict[str, int], dict[str, int]]:
     first: dict[str, int] = {}
     second: dict[str, int] = {}
-    for name, dim in program.dims.items():
+    for name, dim in dims.items():
         # Two sizes that are equal by chance could hide that one was taken for the other.
         first[name] = _near(dim, dim.example, taken=set(first.values()))
         second[name] = _near(dim, first[name] + 1, taken={first[name], *second.values()})
@@ -65,6 +67,8 @@ def _sizes(program: Program) -> tuple[dict[str, int], dict[str, int]]:
 
 def _near(dim: Dim, wanted: int, taken: set[int]) -> int:
     low = max(dim.minimum, 2)
+    if dim.maximum == 1:
+        return 1
     high = dim.maximum if dim.maximum is not None else max(wanted, low) + len(taken) + 2
     allowed = [size for size in range(low, high + 1) if size not in taken]
     if not allowed:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fxcompress.emit._artifact import Artifact, Written, digest, inside, publish, staging
+from fxcompress.emit._bounds import bounded
 from fxcompress.emit._fresh import Claim, Expected, verify
 from fxcompress.emit._job import Format, Job
 from fxcompress.emit._lower import is_quantized
@@ -58,10 +59,12 @@ def emit(
     directory = Path(directory)
     _check_data(program)
     plain = plain_program(program)
-    calls, example = _expected(program, plain, example_inputs, options.seed)
+    dims = bounded(program.dims, options.executorch) if "executorch" in formats else program.dims
+    leaves = probes(program, example_inputs, options.seed, dims)
+    calls = _expected(program, plain, leaves)
     quantized = is_quantized(plain.module)
     with staging(directory) as stage:
-        job = Job(program, stage, options, example, quantized)
+        job = Job(program, stage, options, leaves[0], quantized)
         written: dict[str, tuple[Written, float]] = {}
         for name in formats:
             started = time.perf_counter()
@@ -116,13 +119,7 @@ def _write(name: str, job: Job) -> Written:
         ) from error
 
 
-def _expected(
-    program: Program,
-    plain: PlainProgram,
-    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
-    seed: int,
-) -> tuple[list[Expected], Leaves]:
-    leaves = probes(program, example_inputs, seed)
+def _expected(program: Program, plain: PlainProgram, leaves: Sequence[Leaves]) -> list[Expected]:
     calls = []
     for values in leaves:
         call = plain.call(values)
@@ -137,7 +134,7 @@ def _expected(
         _check_finite(outputs)
         names = (tensor.name for tensor in program.signature.inputs)
         calls.append(Expected(dict(zip(names, values, strict=True)), *_parts(call), outputs))
-    return calls, leaves[0]
+    return calls
 
 
 def _parts(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

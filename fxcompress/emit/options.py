@@ -1,12 +1,20 @@
 """What can be said about emitting: formats, file names, and options of each format."""
 
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["FORMATS", "EmitOptions", "OnnxOptions", "OpenvinoOptions", "Pt2Options"]
+__all__ = [
+    "FORMATS",
+    "EmitOptions",
+    "ExecutorchOptions",
+    "OnnxOptions",
+    "OpenvinoOptions",
+    "Pt2Options",
+]
 
-FORMATS: Final = ("program", "pt2", "onnx", "openvino", "python")
+FORMATS: Final = ("program", "pt2", "onnx", "openvino", "executorch", "python")
 
 
 class _Options(BaseModel):
@@ -51,6 +59,16 @@ class OpenvinoOptions(_Options):
     )
 
 
+class ExecutorchOptions(_Options):
+    """Options of the ExecuTorch program."""
+
+    maximum: Mapping[str, Annotated[int, Field(ge=1)]] = Field(
+        default={},
+        description="Largest value of each dynamic size, for memory is planned ahead; 1 fixes it. "
+        "Without: what the model was captured for, else 16 or twice the example.",
+    )
+
+
 class EmitOptions(_Options):
     """Options of one call of `emit`."""
 
@@ -66,3 +84,4 @@ class EmitOptions(_Options):
     pt2: Pt2Options = Pt2Options()
     onnx: OnnxOptions = OnnxOptions()
     openvino: OpenvinoOptions = OpenvinoOptions()
+    executorch: ExecutorchOptions = ExecutorchOptions()

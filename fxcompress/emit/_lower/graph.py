@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxcompress.nn import (
+    Binarize,
     FakeQuantize,
+    FloatQuantize,
     OperandConv1d,
     OperandConv2d,
     OperandConv3d,
@@ -65,14 +67,23 @@ def is_weight(node: fx.Node) -> bool:
 
 
 def is_quantized(module: fx.GraphModule) -> bool:
-    """Whether the graph holds any fake-quantize node."""
-    return any(quantizer_of(node) is not None for node in module.graph.nodes)
+    """Whether the graph holds any quantizer with fixed or learned scales."""
+    quantizers = (Binarize, FakeQuantize, FloatQuantize)
+    called = (node for node in module.graph.nodes if node.op == "call_module")
+    return any(isinstance(module.get_submodule(str(n.target)), quantizers) for n in called)
 
 
 def activation_bits(module: fx.GraphModule) -> int:
     """Return the fewest bits that an activation is rounded to; 16 where none is."""
-    quantizers = [quantizer_of(node) for node in module.graph.nodes if not is_weight(node)]
-    return min((each.bits for each in quantizers if each is not None), default=16)
+    fewest = 16
+    for node in module.graph.nodes:
+        if node.op == "call_module" and not is_weight(node):
+            found = module.get_submodule(str(node.target))
+            if isinstance(found, FakeQuantize):
+                fewest = min(fewest, found.bits)
+            elif isinstance(found, Binarize):
+                fewest = 1
+    return fewest
 
 
 def tensor_at(module: nn.Module, target: str) -> Tensor:

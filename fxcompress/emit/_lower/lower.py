@@ -17,6 +17,7 @@ from torch import fx
 from fxcompress.emit._integers import PackedWeight
 from fxcompress.emit._lower.decomposed import Decomposed
 from fxcompress.emit._lower.graph import is_weight, quantizer_of
+from fxcompress.emit._lower.levels import write_levels
 from fxcompress.emit._lower.stored import (
     Lowered,
     count,
@@ -47,6 +48,7 @@ def lower(module: fx.GraphModule, form: Form, target: Target = PT2E) -> Lowered:
     """
     done = Lowered()
     freeze(module)
+    write_levels(module, form, done)
     count(module, done)
     weights = [n for n in module.graph.nodes if quantizer_of(n) is not None and is_weight(n)]
     if form in ("arithmetic", "storage"):

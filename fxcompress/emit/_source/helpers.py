@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxcompress.emit._integers import IntegerWeight, PackedWeight
+from fxcompress.emit._levels import BinaryWeight, Float8Weight, Signs
 from fxcompress.nn import (
     DynamicQuantize,
     FakeQuantize,
@@ -127,6 +128,19 @@ def _packed_weight(module: PackedWeight) -> dict[str, Any]:
     return arguments
 
 
+def _float8_weight(module: Float8Weight) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "shape": tuple(module.weight.shape),
+        "scale_shape": tuple(module.scale.shape),
+        "stored": module.weight.dtype,
+    }
+    return arguments if module.dtype is torch.float32 else {**arguments, "dtype": module.dtype}
+
+
+def _no_arguments(module: nn.Module) -> dict[str, Any]:
+    return {}
+
+
 def _dynamic(module: DynamicQuantize) -> dict[str, Any]:
     settings = {"bits": 8, "per": "token", "symmetric": False}
     return {k: getattr(module, k) for k, v in settings.items() if getattr(module, k) != v}
@@ -156,6 +170,9 @@ HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     FakeQuantize: Helper("FakeQuantize", _fake_quantize),
     IntegerWeight: Helper("IntegerWeight", _integer_weight),
     PackedWeight: Helper("PackedWeight", _packed_weight),
+    BinaryWeight: Helper("PackedWeight", _packed_weight),
+    Float8Weight: Helper("Float8Weight", _float8_weight),
+    Signs: Helper("Signs", _no_arguments),
     DynamicQuantize: Helper("DynamicQuantize", _dynamic),
     OperandGRU: Helper("RoundedRecurrent", _recurrent),
     OperandLSTM: Helper("RoundedRecurrent", _recurrent),
