@@ -36,12 +36,12 @@ def weight_notes(
             whole.append(entry.tensor)
         if weight.is_meta:
             continue
-        if not bool(weight.any()):
+        rows = weight.movedim(entry.axis or 0, 0).flatten(1)
+        dead = len(rows) - int(rows.any(dim=1).sum())
+        if dead == len(rows):
             zeros.append(entry.tensor)
-        elif entry.axis is not None:
-            rows = weight.movedim(entry.axis, 0).flatten(1)
-            dead = int((~rows.any(dim=1)).sum())
-            channels += [f"{entry.tensor} ({dead} of {len(rows)})"] if dead else []
+        elif dead and entry.axis is not None:
+            channels.append(f"{entry.tensor} ({dead} of {len(rows)})")
     return _notes(
         ("weights of nothing but zeros get scale 1", zeros),
         ("output channels of nothing but zeros get scale 1", channels),

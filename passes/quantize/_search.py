@@ -23,8 +23,9 @@ _SHRINKS = tuple(1.0 - step / _CANDIDATES for step in range(_CANDIDATES))
 def mse_range(histogram: Histogram, fake: FakeQuantize) -> tuple[float, float]:
     """Return the range in [low, high] with the least mean squared error under `fake`'s integers."""
     low, high = histogram.low, histogram.high
-    centres, counts = histogram.centres, histogram.counts.double()
-    if not bool(counts.any()):
+    occupied = histogram.counts > 0
+    centres, counts = histogram.centres[occupied], histogram.counts[occupied].double()
+    if len(counts) == 0:
         return low, high
     shrink = torch.linspace(1.0, 1.0 / _CANDIDATES, _CANDIDATES, dtype=torch.float64)
     if fake.symmetric:
@@ -51,8 +52,9 @@ def _least(
         lows, highs, qmin=fake.qmin, qmax=fake.qmax, symmetric=fake.symmetric
     )
     s, z = scale.double()[:, None], zero_point.double()[:, None]
-    q = ((centres / s).round() + z).clamp(fake.qmin, fake.qmax)
-    error = (((q - z) * s - centres) ** 2 * counts).sum(dim=1)
+    # In place, because a table of candidates by bins is larger than a cache.
+    q = (centres / s).round_().add_(z).clamp_(fake.qmin, fake.qmax)
+    error = q.sub_(z).mul_(s).sub_(centres).square_() @ counts
     # The first of equals is the widest.
     return 1.0 - int(error.argmin()) / _CANDIDATES
 

@@ -108,16 +108,18 @@ def weight_scales(
     for entry in entries:
         weight, bias = (folded or {}).get(entry.tensor) or _own(state, entry.tensor)
         weight = weight.detach().float()
-        if not bool(torch.isfinite(weight).all()):
+        fake = FakeQuantize(entry.bits, narrow=True, axis=entry.axis, shape=entry.shape)
+        rows = _rows(weight, entry.axis)
+        low, high = rows.aminmax(dim=1)
+        if not bool(torch.isfinite(torch.stack((low, high))).all()):
             raise NumericsError(
                 f"a NaN or an infinity in {entry.tensor}",
                 hint="check the weights that the model was given",
                 where=entry.tensor,
             )
-        fake = FakeQuantize(entry.bits, narrow=True, axis=entry.axis, shape=entry.shape)
-        rows = _rows(weight, entry.axis)
         observer = entry.observer or options.observer
-        low, high = rows.aminmax(dim=1) if observer == "minmax" else mse_weight_range(rows, fake)
+        if observer == "mse":
+            low, high = mse_weight_range(rows, fake)
         scale, _ = affine_parameters(low, high, qmin=fake.qmin, qmax=fake.qmax, symmetric=True)
         for layer in entry.layers:
             scale = _room_for_bias(scale, bias, input_scale(layer))

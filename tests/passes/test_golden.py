@@ -65,6 +65,21 @@ def test_static(golden_graph):
     golden_graph(apply(Static, program, options, hashed_data(program)).program)
 
 
+@pytest.mark.golden("passes/quantize/static_executorch")
+def test_static_for_executorch(golden_graph):
+    program = apply(FoldBatchNorm, resnet()).program
+    options = {"calibration": 8, "activations": {"observer": "minmax"}, "target": "executorch"}
+    options["overrides"] = [{"targets": ["stem.0"], "keep": True}]
+    golden_graph(apply(Static, program, options, hashed_data(program)).program)
+
+
+@pytest.mark.golden("passes/quantize/static_tensorrt")
+def test_static_for_tensorrt(golden_graph):
+    program = apply(FoldBatchNorm, resnet()).program
+    options = {"calibration": 8, "activations": {"observer": "minmax"}, "target": "tensorrt-qdq"}
+    golden_graph(apply(Static, program, options, hashed_data(program)).program)
+
+
 @pytest.mark.golden("passes/quantize/qat")
 def test_qat(golden_graph):
     options = {"calibration": 8, "activations": {"observer": "minmax"}, "method": "lsq_plus"}

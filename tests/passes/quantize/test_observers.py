@@ -77,6 +77,16 @@ def test_a_large_tensor_is_sampled_and_its_range_is_not():
     assert 80 <= int(histogram.counts.sum()) + histogram.zeros <= 120
 
 
+@pytest.mark.parametrize("shape", [(8, 300, 7, 7), (4, 64, 14, 14), (3, 50, 15, 21)])
+def test_a_sample_sees_every_row_and_column_alike(shape):
+    x = torch.full(shape, 1.0)
+    x[..., 0] = 3.0
+    histogram = Histogram(bins=64, sample=x.numel() // shape[-1])
+    histogram.update(x, 1.0, 3.0)
+    border = int(histogram.counts[histogram.centres > 2.5].sum())
+    assert border / int(histogram.counts.sum()) == pytest.approx(1 / shape[-1], rel=0.05)
+
+
 @settings(max_examples=60, deadline=None)
 @given(VALUES, st.lists(st.integers(0, 60), max_size=4))
 def test_min_max_covers_everything(values, cuts):
