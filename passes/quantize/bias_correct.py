@@ -101,7 +101,7 @@ class BiasCorrect(Pass[BiasCorrectOptions, BiasCorrectDecision]):
             DataError: The calibration split is missing or too small.
             NumericsError: A NaN or an infinity in what a layer gives.
         """
-        from passes.quantize._bias_correct import decide
+        from passes.quantize._bias_correct.decide import decide
 
         return decide(program, options, context)
 

@@ -127,8 +127,8 @@ class Smooth(Pass[SmoothOptions, SmoothDecision]):
 
     def rewrite(self, rewriter: GraphRewriter, decision: SmoothDecision) -> None:
         """Scale the parameters, and insert the multiplications; pending ones are by 1."""
+        from passes.quantize._scaling.candidates import insert
         from passes.quantize._scaling.fold import fold
-        from passes.quantize._scaling.smooth import insert
 
         for declined in decision.declined:
             rewriter.decline(declined.node, declined.reason, declined.because_of)

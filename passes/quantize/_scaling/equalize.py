@@ -48,7 +48,7 @@ def decide(program: Program, options: EqualizeOptions, context: Context) -> Equa
             "there are no layers to equalise",
             reason="; ".join(f"{each.node}: {each.reason}" for each in declined[:3])
             or "the model has no convolution and no linear layer",
-            hint="select other layers, fold batch norms first, or take this pass out",
+            hint="run quantize.equalize before the pass that quantises, or take it out",
         )
     if any(value.is_meta for value in program.state().values()):
         return _pending(program, pairs, declined, ids, "once the weights have values")
@@ -72,7 +72,7 @@ def _pairs(
     for group in groups.all:
         norm = group.producer if op_name(group.producer) == "batch_norm" else None
         node = group.producer if norm is None else norm.all_input_nodes[0]
-        if op_name(node) not in LAYERS or not group.readers:
+        if op_name(node) not in LAYERS:
             continue
         members = [node, *(reader.layer.node for reader in group.readers)]
         if not all(each in selected for each in members):
@@ -87,7 +87,6 @@ def _pairs(
                 continue
             pairs.append(Pair(group, layer, norm))
     producers = {pair.layer.node for pair in pairs}
-    by_producer = {group.producer: group for group in groups.all}
     declined = []
     for node in layers:
         if node in producers:
@@ -97,8 +96,6 @@ def _pairs(
             reason = "it is not selected", ()
         elif reason is None and node in groups.refused:
             reason = f"it {groups.refused[node]}", ()
-        elif reason is None and node in by_producer:
-            reason = _stopped(by_producer[node], ids)
         what, because = reason or ("no layer reads it", ())
         declined.append(Declined(node=ids[node], reason=what, because_of=because))
     return tuple(pairs), declined
@@ -108,12 +105,8 @@ def _stopped(group: Group, ids: Mapping[fx.Node, str]) -> tuple[str, tuple[str, 
     if not group.stops:
         return "no layer reads it", ()
     stop = group.stops[0]
-    hints = {
-        "relu6": ": set `relu6: replace`",
-        "batch_norm": ": its scale is not its own to give",
-    }
-    more = hints.get(op_name(stop.node), "")
-    return f"{ids[stop.node]}, which reads it, {stop.reason}{more}", (ids[stop.node],)
+    more = ": set `relu6: replace`" if op_name(stop.node) == "relu6" else ""
+    return f"{ids[stop.node]} reads it and {stop.reason}{more}", (ids[stop.node],)
 
 
 def _pending(

@@ -121,10 +121,10 @@ class Groups:
         group = next((each for each in self.all if each.producer is node), None)
         if group is not None and group.stops:
             stop = group.stops[0]
-            what = f"{ids[node]} makes its inputs, and {ids[stop.node]} {stop.reason}"
-            return what, (ids[node], ids[stop.node])
+            names = (ids[node], ids[stop.node])
+            return f"{names[0]} makes its inputs; {names[1]} reads them and {stop.reason}", names
         if node in self.refused and op_name(node) != "mul":
-            return f"{ids[node]} makes its inputs, and {self.refused[node]}", (ids[node],)
+            return f"{ids[node]}, which makes its inputs, {self.refused[node]}", (ids[node],)
         if node.op == "placeholder":
             return "it reads the model's input", (ids[node],)
         return (
@@ -278,7 +278,7 @@ class _Walk:
         self.stops.append(Stop(node, reason))
         for each in node.all_input_nodes if operand is None else [operand]:
             for labels in _tensors(self.labels.get(each)):
-                present = _distinct(labels).unique().long()
+                present = torch.unique(_distinct(labels)).long()
                 self.free[present[present >= 0]] = False
 
 

@@ -98,15 +98,17 @@ def follow(
     if op in ("matmul", "bmm", "sdpa"):
         return _mixed(node, op, given, labels, block)
     if len(given) != 1 or given[0] is not node.all_input_nodes[0]:
-        raise Blocked("reads it beside other inputs")
+        raise Blocked("has other operands")
     found = labels[given[0]]
     if op in _HOMOGENEOUS or op in through:
+        if not node.meta["val"].is_floating_point():
+            raise Blocked("casts it to integers")
         return found
     if op in _POOLS or op in ("interpolate", "pad"):
         return _pooled(node, op, found)
     if op in _REDUCES:
         return _reduced(node, op, found)
-    raise Blocked("is no function that passes positive factors on")
+    raise Blocked("does not pass factors on")
 
 
 def _moved(node: fx.Node, labels: Mapping[fx.Node, Any]) -> Any:
@@ -119,7 +121,7 @@ def _moved(node: fx.Node, labels: Mapping[fx.Node, Any]) -> Any:
         if isinstance(value, Tensor):
             return torch.full((1,), -1, dtype=torch.int32).expand(concrete_shape(value))
         if isinstance(value, (tuple, list)):
-            raise Blocked("reads it beside several tensors in one")
+            raise Blocked("has several tensors in one operand")
         return value if value is None or isinstance(value, bool) else _number(value)
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), operand)

@@ -38,7 +38,8 @@ class Pair:
 def norm_scale(norm: Any) -> Tensor:
     """Return γ / √(σ² + ε) of a batch norm's module, `[channels]`, in float64."""
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-    return scale * norm.weight.detach().double()
+    found: Tensor = scale * norm.weight.detach().double()
+    return found
 
 
 class Ranges:

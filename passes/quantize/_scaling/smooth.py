@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
 
-from fxcompress.errors import NumericsError, UsageError
+from fxcompress.errors import NumericsError
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import op_name
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
 from passes._observe import observe
-from passes._paths import free_path, path_beside, scope_beside
+from passes._paths import free_path, path_beside
+from passes.quantize._scaling.candidates import (
+    LINEAR,
+    Candidate,
+    find_candidates,
+    nothing_to_smooth,
+)
 from passes.quantize._scaling.fold import Folds
-from passes.quantize._scaling.groups import Group, Reader, find_groups
-from passes.quantize._scaling.layers import Blocked, layer_of, readers_of
+from passes.quantize._scaling.groups import Group
 from passes.quantize._scaling.search import (
     Found,
     Job,
@@ -32,35 +36,25 @@ from passes.quantize.smooth import Inserted, SmoothDecision, Smoothed
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
-    from fxcompress.rewrite import GraphRewriter
     from passes.quantize.smooth import SmoothOptions
 
-__all__ = ["decide", "insert"]
+__all__ = ["decide"]
 
-_LINEAR = frozenset({"linear", "addmm"})
 # Factors nearer to 1 than this are rounding.
 _BALANCED = 1e-3
 # What a multiplication must lower the error to, to be worth its time.
 _WORTH = 0.9
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A group to smooth; `insert` if the division needs a multiplication of its own."""
-
-    group: Group
-    insert: bool
-
-
 @torch.no_grad()
 def decide(program: Program, options: SmoothOptions, context: Context) -> SmoothDecision:
     """Return the decision of `quantize.smooth`."""
     ids = node_ids(program)
-    layers = [node for node in program.nodes if op_name(node) in _LINEAR]
+    layers = [node for node in program.nodes if op_name(node) in LINEAR]
     selected = set(Selector.of(options).select(program, layers))
-    candidates, declined = _candidates(program, options, layers, selected, ids)
+    candidates, declined = find_candidates(program, options, layers, selected, ids)
     if not candidates:
-        raise _nothing(program, layers, declined)
+        raise nothing_to_smooth(program, layers, declined)
     meta = any(value.is_meta for value in program.state().values())
     if context.planning or meta:
         when = f"after calibration ({options.calibration} samples)"
@@ -68,79 +62,9 @@ def decide(program: Program, options: SmoothOptions, context: Context) -> Smooth
     return _Deciding(program, options, ids, candidates, declined).run(context)
 
 
-def _candidates(
-    program: Program,
-    options: SmoothOptions,
-    layers: Iterable[fx.Node],
-    selected: set[fx.Node],
-    ids: Mapping[fx.Node, str],
-) -> tuple[list[_Candidate], list[Declined]]:
-    groups = find_groups(program)
-    found: list[_Candidate] = []
-    done: set[fx.Node] = set()
-    for group in groups.all:
-        nodes = {reader.layer.node for reader in group.readers}
-        if group.open and nodes & selected:
-            found.append(_Candidate(group, insert=False))
-            done |= nodes
-    declined = []
-    inserted: dict[fx.Node, list[Reader]] = {}
-    everybody = readers_of(program)
-    for node in layers:
-        if node in done:
-            continue
-        if node not in selected:
-            declined.append(Declined(node=ids[node], reason="it is not selected"))
-            continue
-        try:
-            layer = layer_of(program, node)
-            if everybody.get(layer.weight) != [node]:
-                raise Blocked(f"shares {layer.weight} with other nodes")
-        except Blocked as blocked:
-            declined.append(Declined(node=ids[node], reason=_own_reason(blocked)))
-            continue
-        if options.insert:
-            channels = program.state()[layer.weight].shape[layer.columns]
-            reader = Reader(layer, torch.arange(channels, dtype=torch.int32))
-            inserted.setdefault(layer.input, []).append(reader)
-        else:
-            reason, because = groups.why_not(node, ids)
-            declined.append(Declined(node=ids[node], reason=reason, because_of=because))
-    for source, readers in inserted.items():
-        free = torch.ones(len(readers[0].index), dtype=torch.bool)
-        found.append(_Candidate(Group(source, None, (), tuple(readers), free, (), ()), insert=True))
-    order = {node: place for place, node in enumerate(ids)}
-    found.sort(key=lambda each: order[each.group.producer])
-    return found, declined
-
-
-def _own_reason(blocked: Blocked) -> str:
-    before = (
-        ": run quantize.smooth before the pass that quantises"
-        if "quantised" in str(blocked)
-        else ""
-    )
-    return f"it {blocked}{before}"
-
-
-def _nothing(program: Program, layers: list[fx.Node], declined: Iterable[Declined]) -> UsageError:
-    left = [each for each in declined if each.reason != "it is not selected"]
-    if not layers:
-        return UsageError(
-            "there is no layer to smooth",
-            reason="the model has no linear layer; quantize.equalize is for convolutions",
-            hint="take this pass out",
-        )
-    return UsageError(
-        "there is no layer to smooth",
-        reason="; ".join(f"{each.node}: {each.reason}" for each in left[:3]),
-        hint="set `insert: true`, select other layers, or take this pass out",
-    )
-
-
 def _pending(
     program: Program,
-    candidates: Iterable[_Candidate],
+    candidates: Iterable[Candidate],
     declined: Iterable[Declined],
     ids: Mapping[fx.Node, str],
     when: str,
@@ -192,7 +116,7 @@ class _Deciding:
         program: Program,
         options: SmoothOptions,
         ids: Mapping[fx.Node, str],
-        candidates: list[_Candidate],
+        candidates: list[Candidate],
         declined: list[Declined],
     ) -> None:
         self.program, self.options, self.ids = program, options, ids
@@ -231,7 +155,7 @@ class _Deciding:
             reader.layer.input
             for each in self.candidates
             for reader in each.group.readers
-            if op_name(reader.layer.node) in _LINEAR
+            if op_name(reader.layer.node) in LINEAR
         }
         seen = {
             node: Seen(self.ids[node], self.options.calibration)
@@ -252,7 +176,7 @@ class _Deciding:
             weight = self._weight(layer.weight)
             largest = reader.largest(layer.input_range(weight), channels)
             weights = torch.maximum(weights, largest)
-            if op_name(layer.node) in _LINEAR:
+            if op_name(layer.node) in LINEAR:
                 x = seen[layer.input]
                 inputs = torch.maximum(inputs, reader.largest(x.largest, channels))
                 jobs.append(Job(x, weight.movedim(layer.rows, 0), reader.index))
@@ -272,7 +196,7 @@ class _Deciding:
             )
         return weight
 
-    def _worth(self, each: _Candidate, found: Found) -> bool:
+    def _worth(self, each: Candidate, found: Found) -> bool:
         """Whether to smooth a group; a refusal is noted."""
         reason = ""
         if bool(((found.factors - 1).abs() < _BALANCED).all()):
@@ -283,19 +207,3 @@ class _Deciding:
         for reader in each.group.readers if reason else ():
             self.declined.append(Declined(node=self.ids[reader.layer.node], reason=reason))
         return not reason
-
-
-def insert(rewriter: GraphRewriter, entries: Iterable[Inserted], arrays: Mapping[str, Any]) -> None:
-    """Multiply what layers read by new parameters."""
-    for entry in entries:
-        value = arrays.get(entry.tensor)
-        factors = torch.ones(entry.channels) if value is None else torch.as_tensor(value)
-        layers = {rewriter.node(layer) for layer in entry.layers}
-        source = rewriter.node(entry.node)
-        first = next(iter(rewriter.node(layer) for layer in entry.layers))
-        kept = source.meta["val"].dtype
-        rewriter.add_tensor(entry.tensor, factors.to(kept), trainable=True)
-        scope = scope_beside(first)
-        factor = rewriter.get_attr(entry.tensor, after=source, scope=scope)
-        product = rewriter.call_function(torch.mul, (source, factor), after=factor, scope=scope)
-        rewriter.replace_uses(source, product, only=layers.__contains__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -12,17 +11,13 @@ from torch import Tensor, fx
 from fxcompress.errors import UsageError
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import bind, module_of, op_name
-from fxcompress.nn import FakeQuantize
-from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite import GraphRewriter
 from fxcompress.rewrite.edits import Declined
 from passes._layers.frontier import Frontier
 from passes._layers.operands import canonical
 from passes._layers.stream import stream
+from passes.quantize._bias_correct.targets import QUANTIZERS, Target, find_targets
 from passes.quantize._masked import unmasked
-from passes.quantize._rules import CONVOLUTIONS, LAYERS
-from passes.quantize._scaling.entries import Shifted
-from passes.quantize._scaling.layers import readers_of
 from passes.quantize._scaling.moments import Moments
 from passes.quantize.bias_correct import BiasCorrectDecision, Corrected
 
@@ -33,43 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = ["decide", "without_quantizers"]
 
-_QUANTIZERS: Final = frozenset({"fake_quant", "dynamic_quant", "float_quant"})
-# As quantize.static: room for the sum of products in an int32 accumulator beside the bias.
-_BIAS_LIMIT: Final = 2.0**30
 # A shift below this part of the output's deviation is rounding.
 _NOTHING: Final = 1e-6
 # A weight that differs by more than this part of its norm is another one, not a rounded one.
 _ROUNDED: Final = 0.7
 
 
-@dataclass(frozen=True)
-class _Target:
-    """A quantised layer: its bias, and how large that may become.
-
-    Attributes:
-        node: The layer, in the quantised program.
-        id: Its id.
-        bias: Name of its bias.
-        new: It has none yet.
-        channels: How many outputs it has.
-        dim: Dimension of activations with them, from the end.
-        limit: The largest |bias|, `[channels]` or one for all; None where nothing limits it.
-    """
-
-    node: fx.Node
-    id: str
-    bias: str
-    new: bool
-    channels: int
-    dim: int
-    limit: Tensor | None
-
-
 @torch.no_grad()
 def decide(program: Program, options: BiasCorrectOptions, context: Context) -> BiasCorrectDecision:
     """Return the decision of `quantize.bias_correct`."""
     ids = node_ids(program)
-    targets, declined = _targets(program, options, ids)
+    targets, declined = find_targets(program, options, ids)
     if not targets:
         left = [each for each in declined if each.reason != "it is not selected"]
         raise UsageError(
@@ -78,7 +47,7 @@ def decide(program: Program, options: BiasCorrectOptions, context: Context) -> B
             or "the model has no convolution and no linear layer",
             hint="run quantize.bias_correct after the pass that quantises",
         )
-    entries = {each.id: _shifted(each) for each in targets}
+    entries = {each.id: each.entry for each in targets}
     if context.planning or any(value.is_meta for value in program.state().values()):
         when = f"known after calibration ({options.calibration} samples)"
         return BiasCorrectDecision(
@@ -113,75 +82,10 @@ def without_quantizers(program: Program) -> Program:
     """Return a copy whose quantizers are bypassed: the float model that they were put into."""
     rewriter = GraphRewriter(program)
     for node in list(rewriter.program.nodes):
-        if op_name(node) in _QUANTIZERS:
+        if op_name(node) in QUANTIZERS:
             rewriter.replace_uses(node, node.all_input_nodes[0])
             rewriter.remove(node)
     return rewriter.finish()
-
-
-def _shifted(target: _Target) -> Shifted:
-    return Shifted(tensor=target.bias, channels=target.channels, new=target.new)
-
-
-def _targets(
-    program: Program, options: BiasCorrectOptions, ids: Mapping[fx.Node, str]
-) -> tuple[list[_Target], list[Declined]]:
-    candidates = [node for node in program.nodes if op_name(node) in LAYERS]
-    selected = set(Selector.of(options).select(program, candidates)) if candidates else set()
-    readers = readers_of(program)
-    targets, declined = [], []
-    for node in candidates:
-        reason = _obstacle(program, node, readers) if node in selected else "it is not selected"
-        if reason is None:
-            targets.append(_target(program, node, ids[node]))
-        else:
-            declined.append(Declined(node=ids[node], reason=reason))
-    return targets, declined
-
-
-def _obstacle(program: Program, node: fx.Node, readers: Mapping[str, list[fx.Node]]) -> str | None:
-    weight = bind(node).get("weight")
-    if not isinstance(weight, fx.Node) or op_name(weight) not in _QUANTIZERS:
-        return "its weight is not quantised"
-    if node.op != "call_module":
-        return "it is a function call, whose bias is an operand"
-    calls = list(node.graph.find_nodes(op="call_module", target=str(node.target)))
-    if len(calls) > 1:
-        return f"its module is called {len(calls)} times, with one bias"
-    if getattr(module_of(node), "bias", None) is not None:
-        bias = canonical(program, f"{node.target}.bias")
-        if readers.get(bias) != [node]:
-            return f"its bias {bias} is read elsewhere, too"
-    return None
-
-
-def _target(program: Program, node: fx.Node, name: str) -> _Target:
-    module: Any = module_of(node)
-    own = f"{node.target}.bias"
-    op = op_name(node)
-    channels = module.out_channels if op in CONVOLUTIONS else module.out_features
-    return _Target(
-        node=node,
-        id=name,
-        bias=own if module.bias is None else canonical(program, own),
-        new=module.bias is None,
-        channels=int(channels),
-        dim=-1 - int(op[-2]) if op in CONVOLUTIONS else -1,
-        limit=_limit(node),
-    )
-
-
-def _limit(node: fx.Node) -> Tensor | None:
-    """Return s_x·s_w·2^30, where the layer reads an activation with a fixed scale."""
-    bound = bind(node)
-    read, weight = bound["input"], bound["weight"]
-    fakes = [module_of(each) for each in (read, weight) if op_name(each) == "fake_quant"]
-    if len(fakes) != 2:
-        return None
-    x, w = fakes
-    if not (isinstance(x, FakeQuantize) and isinstance(w, FakeQuantize)) or w.scale.dim() > 1:
-        return None
-    return x.scale.detach().double() * w.scale.detach().double() * _BIAS_LIMIT
 
 
 class _Run:
@@ -190,7 +94,7 @@ class _Run:
         program: Program,
         options: BiasCorrectOptions,
         context: Context,
-        targets: list[_Target],
+        targets: list[Target],
         declined: list[Declined],
     ) -> None:
         self.program, self.options, self.context = program, options, context
@@ -262,7 +166,7 @@ class _Run:
             )
         return self.context.original.copy()
 
-    def _comparable(self, theirs: Mapping[str, fx.Node]) -> Iterator[_Target]:
+    def _comparable(self, theirs: Mapping[str, fx.Node]) -> Iterator[Target]:
         """Yield the targets that the reference has too, with as many outputs."""
         last: fx.Node | None = None
         for target in self.targets:
@@ -276,7 +180,7 @@ class _Run:
             last = other
             yield target
 
-    def _same(self, target: _Target) -> bool:
+    def _same(self, target: Target) -> bool:
         """Whether the original's layer has this bias, and this weight before it was rounded."""
         assert self.context.original is not None, "it is the reference"
         theirs, path = self.context.original.state(), str(target.node.target)
@@ -291,7 +195,7 @@ class _Run:
             return False
         return float((now - before).norm()) <= _ROUNDED * float(before.norm())
 
-    def _differs(self, target: _Target, shift: Tensor, deviation: Tensor) -> bool:
+    def _differs(self, target: Target, shift: Tensor, deviation: Tensor) -> bool:
         spread = float(deviation.square().mean().sqrt())
         if float(shift.abs().max()) <= _NOTHING * max(spread, 1e-30):
             more = ""
@@ -301,7 +205,7 @@ class _Run:
             return False
         return True
 
-    def _on_grid(self, target: _Target) -> bool:
+    def _on_grid(self, target: Target) -> bool:
         quantizer = bind(target.node)["weight"]
         source = quantizer.all_input_nodes[0]
         if source.op != "get_attr":
@@ -309,8 +213,8 @@ class _Run:
         value = self.state[canonical(self.program, str(source.target))]
         return bool(torch.equal(module_of(quantizer)(value), value))
 
-    def _within(self, target: _Target, shift: Tensor) -> tuple[tuple[Tensor, int], Tensor]:
-        """Return the shift that keeps the bias in its limit with how many are cut, and the bias."""
+    def _within(self, target: Target, shift: Tensor) -> tuple[tuple[Tensor, int], Tensor]:
+        """Return the shift within the limit, how many channels are cut, and the bias."""
         known = self.state.get(target.bias)
         start = torch.zeros(target.channels) if known is None else known.detach()
         wanted = start.double() + shift
@@ -323,5 +227,5 @@ class _Run:
         like = self.state[f"{target.node.target}.weight"] if known is None else start
         return (made - start.double(), cut), made.to(like.dtype)
 
-    def _decline(self, target: _Target, reason: str) -> None:
+    def _decline(self, target: Target, reason: str) -> None:
         self.declined.append(Declined(node=target.id, reason=reason))

@@ -1,0 +1,1 @@
+"""Biases of quantised layers, corrected by what the float model gives."""
