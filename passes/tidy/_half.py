@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor, fx
 
-from fxcompress.errors import NumericsError, UsageError
+from fxcompress.errors import UsageError
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import module_of, op_name, op_spec
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
-from passes._observe import observe
+from passes._layers.quantizer import QUANTIZERS
+from passes.tidy._ranges import extents, finite_extent, too_large, too_small
 from passes.tidy.cast import CastDecision
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["decide"]
 
 _COMPUTE_KINDS: Final = frozenset({"linear", "matmul", "attention", "embedding", "recurrent"})
+_QUANTIZED: Final = QUANTIZERS | {"dynamic_quant"}
 # Ops that only move the values of a parameter on their way to where they are used.
 _MOVE_KINDS: Final = frozenset({"shape", "index", "identity"})
-_LARGEST: Final = 65504.0
 
 
 def decide(program: Program, options: CastOptions, context: Context) -> CastDecision:
@@ -112,21 +113,18 @@ class _Decider:
         return {n: t for n, t in found.items() if t.dtype == torch.float32}
 
     def _obstacle(self, node: fx.Node) -> str | None:
-        if any(self.ops[each] == "fake_quant" for each in node.all_input_nodes):
+        if any(self.ops[each] in _QUANTIZED for each in node.all_input_nodes):
             return "it is quantised"
         for name, tensor in self._weights(node).items():
             if tensor.device.type == "meta" or tensor.numel() == 0:
                 continue
-            low, high = tensor.detach().aminmax()
-            largest = float(torch.maximum(-low, high))
-            if not torch.isfinite(torch.tensor(largest)):
-                raise NumericsError(
-                    f"a NaN or an infinity in {name}",
-                    hint="check the weights that the model was given",
-                    where=name,
-                )
-            if self.dtype == torch.float16 and largest > _LARGEST:
-                return f"{name} reaches {largest:.4g}, and float16 ends at {_LARGEST:.0f}"
+            finfo, options = torch.finfo(self.dtype), self.options
+            extent = finite_extent(name, tensor, finfo.smallest_normal)
+            if self.dtype == torch.float16:
+                reason = too_large(name, extent, finfo.max, 1.0)
+                reason = reason or too_small(name, extent, options.underflow, options.dtype)
+                if reason is not None:
+                    return reason
         return None
 
     def _keep_shared_weights(self) -> None:
@@ -201,23 +199,17 @@ class _Decider:
     # -- activations --------------------------------------------------------------------------
 
     def _measure(self, context: Context) -> None:
-        """Keep nodes in float32 whose results come near float16's largest number."""
-        largest: dict[fx.Node, float] = {}
-
-        def watch(node: fx.Node) -> Any:
-            def see(value: Tensor) -> None:
-                if value.numel():
-                    low, high = value.aminmax()
-                    largest[node] = max(largest.get(node, 0.0), float(-low), float(high))
-
-            return see
-
-        watched = self._halves()
-        batches = context.samples("calibration", self.options.calibration)
-        observe(self.program, batches, {node: watch(node) for node in watched})
-        for node in self.program.nodes:
-            if largest.get(node, 0.0) > _LARGEST / 2:
-                self._stay(node, f"its output reaches {largest[node]:.4g}, float16 ends at 65504")
+        """Keep nodes in float32 whose results come near either end of float16's range."""
+        options, finfo = self.options, torch.finfo(self.dtype)
+        found = extents(
+            self.program, self._halves(), context, options.calibration, finfo.smallest_normal
+        )
+        for node, extent in found.items():
+            reason = too_large("its output", extent, finfo.max, options.margin)
+            if reason is None and node in self.compute:
+                reason = too_small("its outputs", extent, options.underflow, options.dtype)
+            if reason is not None:
+                self._stay(node, reason)
 
 
 def _is_float32(node: fx.Node) -> bool:

@@ -57,6 +57,11 @@ def test_cast(golden_graph):
     golden_graph(apply(Cast, transformer(), {"dtype": "bfloat16"}).program)
 
 
+@pytest.mark.golden("passes/tidy/cast_float8")
+def test_cast_to_8_bits(golden_graph):
+    golden_graph(apply(Cast, transformer(), {"dtype": "float8_e4m3"}).program)
+
+
 @pytest.mark.golden("passes/quantize/static")
 def test_static(golden_graph):
     program = apply(FoldBatchNorm, resnet()).program
