@@ -64,21 +64,27 @@ class Forms:
 def write_forms(module: fx.GraphModule) -> Forms:
     """Write the form of every layer with a fake-quantised weight, in place."""
     forms = Forms()
-    for weight in list(module.graph.nodes):
-        if quantizer_of(weight) is None or not is_weight(weight):
-            continue
-        chosen = [_form(module, user, weight) for user in weight.users]
-        if "float" in chosen:
-            _multiply_out(module, weight)
+    weights = [n for n in module.graph.nodes if quantizer_of(n) is not None and is_weight(n)]
+    chosen = {n: [(user, _form(module, user, n)) for user in n.users] for n in weights}
+    # What rounds the output of a static layer stays, whatever reads it.
+    kept = {
+        _output_quantizer(user)
+        for pairs in chosen.values()
+        for user, form in pairs
+        if form == "static"
+    }
+    for weight, pairs in chosen.items():
+        if any(form == "float" for _, form in pairs):
             forms.floats.append(str(cast(fx.Node, weight.args[0]).target))
-            forms.count["float"] += len(chosen)
+            _multiply_out(module, weight)
+            forms.count["float"] += len(pairs)
             continue
-        for user, form in zip(list(weight.users), chosen, strict=True):
+        for user, form in pairs:
             forms.count[form] += 1
             if form == "dynamic":
                 if not _is_dynamic(module, user.args[0]):
                     forms.dynamic.append(str(user.target))
-                _round_at_run_time(module, user)
+                _round_at_run_time(module, user, kept)
     for node in list(module.graph.nodes):
         if _is_dynamic(module, node):
             node.replace_all_uses_with(node.args[0])
@@ -102,7 +108,7 @@ def _form(module: fx.GraphModule, node: fx.Node, weight: fx.Node) -> str:
     source = cast(fx.Node, node.args[0])
     kernels = isinstance(layer, (OperandConv1d, OperandConv2d, OperandLinear))
     static = quantizer_of(source)
-    if kernels and static is not None and static.bits == 8 and _rounds_its_output(node):
+    if kernels and static is not None and static.bits == 8 and _output_quantizer(node):
         return "static"
     given = static is not None or _is_dynamic(module, source)
     if given and quantizer.axis == 0 and _has_dynamic_kernel(layer):
@@ -116,13 +122,14 @@ def _has_dynamic_kernel(layer: nn.Module) -> bool:
     return isinstance(layer, OperandLinear)
 
 
-def _rounds_its_output(node: fx.Node) -> bool:
-    """Whether the result, after a clamp that is part of the kernel, goes to one quantizer alone."""
+def _output_quantizer(node: fx.Node) -> fx.Node | None:
+    """Return what alone reads the result, after a clamp that is part of the kernel, and rounds."""
     users = list(node.users)
     if len(users) == 1 and op_name(users[0]) in _FUSED:
         users = list(users[0].users)
     quantizer = quantizer_of(users[0]) if len(users) == 1 else None
-    return quantizer is not None and quantizer.axis is None and quantizer.bits == 8
+    fits = quantizer is not None and quantizer.axis is None and quantizer.bits == 8
+    return users[0] if fits else None
 
 
 def _is_dynamic(module: fx.GraphModule, node: object) -> bool:
@@ -147,13 +154,14 @@ def _multiply_out(module: fx.GraphModule, weight: fx.Node) -> None:
     module.graph.erase_node(weight)
 
 
-def _round_at_run_time(module: fx.GraphModule, node: fx.Node) -> None:
+def _round_at_run_time(module: fx.GraphModule, node: fx.Node, kept: set[fx.Node | None]) -> None:
     """Let a layer read its input rounded row by row, the range found in each row."""
     ops = register_decomposed()
     rounded = cast(fx.Node, node.args[0])
-    readers = list(rounded.users)
     # What constant scales have rounded is not rounded twice, where no other layer needs it.
-    alone = all(reader is node or _is_run_time(reader) for reader in readers)
+    alone = rounded not in kept and all(
+        reader is node or _is_run_time(reader) for reader in rounded.users
+    )
     source = rounded.args[0] if alone or _is_dynamic(module, rounded) else rounded
     graph, limits = module.graph, (-128, 127, torch.int8)
     with graph.inserting_before(node):

@@ -12,21 +12,15 @@ from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxcompress.emit._integers import IntegerWeight
-from fxcompress.emit._lower.graph import (
-    CONVOLUTIONS,
-    LAYERS,
-    TRANSPOSED,
-    is_weight,
-    quantizer_of,
-    register_decomposed,
-)
+from fxcompress.emit._lower.graph import is_weight, quantizer_of, register_decomposed
+from fxcompress.emit._lower.layer import LayerCall, layer_call
 from fxcompress.emit._lower.stored import Lowered, store
 from fxcompress.emit._lower.targets import Target
 from fxcompress.errors import EmitError
-from fxcompress.nn import FakeQuantize, OperandLinear
+from fxcompress.nn import FakeQuantize
 
 __all__ = ["Decomposed"]
 
@@ -41,6 +35,7 @@ class Decomposed:
         self.target = target
         self.ops = register_decomposed()
         self.stored: dict[fx.Node, IntegerWeight] = {}
+        self.paths: dict[fx.Node, str] = {}
         # dequantize node -> (quantize node, scale), for layers that want the integers themselves
         self.quantized: dict[fx.Node, tuple[fx.Node, float]] = {}
 
@@ -53,11 +48,10 @@ class Decomposed:
                 self._activation(node)
         for node in weights:
             self._weight(node)
-        for node in list(self.graph.nodes):
-            if node.op == "call_module" and node.args[1:] and node.args[1] in self.stored:
-                layer = self.module.get_submodule(str(node.target))
-                if isinstance(layer, LAYERS):
-                    self._layer(node, layer)
+        if self.target.integer_bias:
+            for weight in list(self.stored):
+                for reader in list(weight.users):
+                    self._layer(reader, weight)
 
     def _shift(self, quantizer: FakeQuantize) -> int:
         """Return what moves a quantizer's integers into the type of the target."""
@@ -123,6 +117,7 @@ class Decomposed:
         stored = cast(IntegerWeight, store(self.module, node))
         node.args = ()
         self.stored[node] = stored
+        self.paths[node] = str(node.target)
         if stored.group is not None:
             return
         path = str(node.target)
@@ -154,37 +149,34 @@ class Decomposed:
         dequantize.meta = dict(node.meta)
         node.replace_all_uses_with(dequantize)
         self.stored[dequantize] = self.stored.pop(node)
+        self.paths[dequantize] = self.paths.pop(node)
         self.graph.erase_node(node)
 
-    def _layer(self, node: fx.Node, layer: nn.Module) -> None:
+    def _layer(self, node: fx.Node, weight: fx.Node) -> None:
         """Write a layer as a function of its operands, its bias in integers where it can be."""
-        source, weight = cast(fx.Node, node.args[0]), cast(fx.Node, node.args[1])
-        if not self.target.integer_bias or source not in self.quantized:
+        layer = layer_call(self.module, node, self.paths[weight])
+        if layer is None or layer.weight is not weight or layer.source not in self.quantized:
             return
-        padding_mode = getattr(layer, "padding_mode", "zeros")
-        if padding_mode != "zeros" or isinstance(layer, tuple(TRANSPOSED)):
-            self.done.notes.append(f"{node.target}: stays in float, no integer kernel for it")
+        if layer.function is None:
+            self.done.notes.append(f"{layer.name}: stays in float, no integer kernel for it")
             return
         with self.graph.inserting_before(node):
-            bias = self._bias(node, cast(Any, layer).bias, source, self.stored[weight])
-            if isinstance(layer, OperandLinear):
-                result = self._linear(node, source, weight, bias)
+            bias = self._bias(layer)
+            if layer.function is F.linear:
+                result = self._linear(node, layer.source, weight, bias)
             else:
-                conv = cast(nn.Conv2d, layer)
-                geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
-                function = CONVOLUTIONS[type(layer)]
-                result = self._call(function, (source, weight, bias, *geometry))
+                operands = (layer.source, weight, bias, *layer.geometry)
+                result = self._call(layer.function, operands)
         result.meta = dict(node.meta)
         node.replace_all_uses_with(result)
         self.graph.erase_node(node)
 
-    def _bias(
-        self, node: fx.Node, bias: Tensor | None, source: fx.Node, weight: IntegerWeight
-    ) -> fx.Node | None:
-        if bias is None:
+    def _bias(self, layer: LayerCall) -> fx.Node | None:
+        if layer.bias is None:
             return None
-        path = f"{node.target}_bias"
-        _, scale_x = self.quantized[source]
+        bias, weight = layer.bias, self.stored[layer.weight]
+        path = f"{layer.name}_bias"
+        _, scale_x = self.quantized[layer.source]
         scale_w = weight.scale.detach().flatten().double()
         if weight.axis is None:
             scale_w = scale_w.expand(bias.shape[0])
@@ -194,7 +186,7 @@ class Decomposed:
         holder = nn.Module()
         self.module.set_submodule(path, holder)
         if levels is None or scale is None or not bool((levels.abs() < -_INT32[0]).all()):
-            self.done.notes.append(f"{node.target}: its bias does not fit 32-bit integers")
+            self.done.notes.append(f"{layer.name}: its bias does not fit 32-bit integers")
             holder.register_buffer("bias", bias.detach())
             return self.graph.get_attr(f"{path}.bias")
         holder.register_buffer("bias", levels.to(torch.int32))

@@ -11,7 +11,8 @@ from torch import fx, nn
 from fxcompress.emit._dynamic_recurrent import ScannedLSTM
 from fxcompress.emit._integers import IntegerWeight, PackedWeight, Rounding
 from fxcompress.emit._lower.graph import LAYERS, RECURRENT, quantizer_of, tensor_at
-from fxcompress.nn import OperandEmbedding, OperandLinear, OperandLSTM
+from fxcompress.ir.ops import bind, op_name
+from fxcompress.nn import OperandLSTM
 
 __all__ = [
     "Lowered",
@@ -45,15 +46,16 @@ def freeze(module: fx.GraphModule) -> None:
 
 
 def count(module: fx.GraphModule, done: Lowered) -> None:
-    """Count the layers whose weight is quantised."""
+    """Count the layers, modules or functions, whose weight is quantised."""
     for node in module.graph.nodes:
-        if node.op != "call_module" or len(node.args) < 2:
+        op = op_name(node)
+        if not op.startswith(("conv", "embedding", "linear")):
             continue
-        layer, weight = module.get_submodule(str(node.target)), node.args[1]
-        if isinstance(layer, LAYERS) and isinstance(weight, fx.Node) and quantizer_of(weight):
-            done.linears += isinstance(layer, OperandLinear)
-            done.embeddings += isinstance(layer, OperandEmbedding)
-            done.convolutions += not isinstance(layer, (OperandEmbedding, OperandLinear))
+        weight = bind(node).get("weight")
+        if isinstance(weight, fx.Node) and quantizer_of(weight):
+            done.linears += op == "linear"
+            done.embeddings += op.startswith("embedding")
+            done.convolutions += op.startswith("conv")
 
 
 def is_small(node: fx.Node) -> bool:
