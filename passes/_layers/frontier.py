@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,13 +26,16 @@ class Frontier:
     Args:
         program: A private copy: it is put into eval mode, and weights may be set on the way.
         batches: What to run it on.
+        kept: Nodes whose values stay until they are taken out of `values`.
 
     Raises:
         DataError: There are no batches.
     """
 
-    def __init__(self, program: Program, batches: Iterable[Batch]) -> None:
-        self.program = program
+    def __init__(
+        self, program: Program, batches: Iterable[Batch], kept: Collection[fx.Node] = ()
+    ) -> None:
+        self.program, self._kept = program, frozenset(kept)
         program.module.eval()
         self._runner = fx.Interpreter(program.module)
         self._nodes = iter(list(program.nodes))
@@ -68,7 +71,7 @@ class Frontier:
             module._buffers[leaf] = value
 
     def _step(self, node: fx.Node) -> None:
-        dead = self._runner.user_to_last_uses.get(node, ())
+        dead = set(self._runner.user_to_last_uses.get(node, ())) - self._kept
         for index, values in enumerate(self.values):
             values[node] = self._compute(node, index)
             for each in dead:

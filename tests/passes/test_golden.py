@@ -12,10 +12,14 @@ from passes.prune.burn_in import BurnIn
 from passes.prune.channels import Channels
 from passes.prune.n_m import NM
 from passes.prune.unstructured import Unstructured
+from passes.quantize.adaround import Adaround
+from passes.quantize.bias_correct import BiasCorrect
 from passes.quantize.binary import Binary
 from passes.quantize.dynamic import Dynamic
+from passes.quantize.equalize import Equalize
 from passes.quantize.mixed import Mixed
 from passes.quantize.qat import Qat
+from passes.quantize.smooth import Smooth
 from passes.quantize.static import Static
 from passes.quantize.ternary import Ternary
 from passes.quantize.weight_only import WeightOnly
@@ -117,6 +121,38 @@ def test_binary(golden_graph):
 @pytest.mark.golden("passes/quantize/ternary")
 def test_ternary(golden_graph):
     golden_graph(apply(Ternary, transformer(), {"train": False}).program)
+
+
+@pytest.mark.golden("passes/quantize/adaround")
+def test_adaround(golden_graph):
+    # A step too small to turn a weight, because a last bit elsewhere may turn it the other way.
+    program = apply(FoldBatchNorm, resnet()).program
+    options = {"calibration": 8, "activations": {"observer": "minmax"}, "weights": {"bits": 4}}
+    quantised = apply(Static, program, options, hashed_data(program)).program
+    options = {"calibration": 8, "iterations": 1, "lr": 1e-6}
+    golden_graph(apply(Adaround, quantised, options, hashed_data(program)).program)
+
+
+@pytest.mark.golden("passes/quantize/smooth")
+def test_smooth(golden_graph):
+    program = transformer()
+    # A fixed α, because a search may choose its neighbour by a last bit elsewhere.
+    options = {"calibration": 8, "alpha": 0.5, "insert": True, "targets": ["*.qkv", "*.out"]}
+    golden_graph(apply(Smooth, program, options, hashed_data(program)).program)
+
+
+@pytest.mark.golden("passes/quantize/equalize")
+def test_equalize(golden_graph):
+    golden_graph(apply(Equalize, apply(FoldBatchNorm, resnet()).program).program)
+
+
+@pytest.mark.golden("passes/quantize/bias_correct")
+def test_bias_correct(golden_graph):
+    program = apply(FoldBatchNorm, resnet()).program
+    static = {"calibration": 8, "activations": {"observer": "minmax"}, "weights": {"bits": 4}}
+    quantised = apply(Static, program, static, hashed_data(program)).program
+    options = {"calibration": 8}
+    golden_graph(apply(BiasCorrect, quantised, options, hashed_data(program)).program)
 
 
 @pytest.mark.golden("passes/quantize/dynamic")

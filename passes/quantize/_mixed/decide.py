@@ -122,6 +122,9 @@ def _decision(
     if quantised and options.activations is None:
         made = decide_weight_only(program, weight_only_options(options, quantised), context)
         weight_only, arrays = made, made.arrays
+        if options.weights.method in ("rtn", "hqq"):
+            # The quantizer finds the nearest integers itself; later passes need the float weights.
+            arrays = {name: each for name, each in arrays.items() if ".integers" not in name}
     elif quantised:
         placed = decide_static(program, static_options(options, quantised), context)
         static, arrays = placed, placed.arrays
