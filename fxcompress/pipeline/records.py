@@ -51,6 +51,7 @@ class PassRecord(_Record):
         index: Its place in the pipeline, from 1.
         options: As given, defaults filled in.
         decision: The decision without its arrays.
+        summary: What the decision says of itself, a line each.
         pending: What was not decided (in a run: always empty).
         edits: Everything that changed.
         declined: What was left as it was, and why.
@@ -72,6 +73,7 @@ class PassRecord(_Record):
     version: int
     options: Mapping[str, Any]
     decision: Mapping[str, Any]
+    summary: tuple[str, ...] = ()
     pending: tuple[str, ...] = ()
     edits: tuple[Annotated[Edit, Field()], ...] = ()
     declined: tuple[Declined, ...] = ()

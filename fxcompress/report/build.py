@@ -23,6 +23,7 @@ from fxcompress.report.model import (
     Grade,
     Histogram,
     LatencyRow,
+    PassFigures,
     PassRow,
     Provenance,
     Report,
@@ -89,6 +90,11 @@ def build(
         metric_name=extras.metric_name,
         passes=(_original(record, extras), *(_row(p, extras) for p in record.passes)),
         trainings=trainings(record.passes),
+        figures=tuple(
+            PassFigures(id=each.id, heatmaps=each.figures)
+            for each in record.passes
+            if each.figures
+        ),
         axes=shrunk_axes(record, before),
         graph=union_graph(before, after),
         charts=tuple(
@@ -144,7 +150,7 @@ def _row(record: PassRecord, extras: Extras) -> PassRow:
         edits=record.counts,
         declined=tuple(DeclinedRow(node=d.node, reason=d.reason) for d in record.declined),
         pending=record.pending,
-        notes=record.proof.checks,
+        notes=(*record.summary, *record.proof.checks),
     )
 
 

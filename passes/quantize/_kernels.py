@@ -15,7 +15,7 @@ from passes.quantize._reads import (
     is_only_operand,
     pads_with_values,
 )
-from passes.quantize._rules import CONVOLUTIONS, LAYERS, SPLITS
+from passes.quantize._rules import CONVOLUTIONS, IDLE, LAYERS, SPLITS
 from passes.quantize._targets import PlacementRules
 
 __all__ = ["Kernels", "Refusal"]
@@ -134,13 +134,19 @@ class Kernels:
         """Return the add that is a part of a convolution."""
         if not self.rules.fused_adds or self.ops[layer] not in CONVOLUTIONS:
             return None
-        last = self._with_norm(layer)
+        last = self._end(layer)
         user = next(iter(last.users), None)
         return user if user is not None and self._convolution_of(user) is last else None
 
-    def _with_norm(self, layer: fx.Node) -> fx.Node:
-        user = next(iter(layer.users), None)
-        return user if len(layer.users) == 1 and user in self.norms else layer
+    def _end(self, layer: fx.Node) -> fx.Node:
+        """Return what becomes of a layer's result by its norm, and by what does nothing in eval."""
+        last = layer
+        while len(last.users) == 1 and self._is_idle(next(iter(last.users))):
+            last = next(iter(last.users))
+        return last
+
+    def _is_idle(self, node: fx.Node) -> bool:
+        return node in self.norms or self.ops.get(node) in IDLE
 
     def _convolution_of(self, add: fx.Node) -> fx.Node | None:
         """Return the first operand of an add that is a convolution's result and nobody else's."""
@@ -151,9 +157,11 @@ class Kernels:
         if any(each not in self.variable for each in same):
             return None
         for each in same:
-            layer = each.all_input_nodes[0] if each in self.norms else each
+            layer = each
+            while self._is_idle(layer):
+                layer = layer.all_input_nodes[0]
             chosen = layer in self.layers and self.ops[layer] in CONVOLUTIONS
-            if chosen and len(each.users) == 1 and self._with_norm(layer) is each:
+            if chosen and len(each.users) == 1 and self._end(layer) is each:
                 return each
         return None
 

@@ -97,10 +97,14 @@ class _Placer:
                 sites = [self._merge([self.sites[found.result_of[kernel]], *sites])]
             if sites:
                 inputs[kernel] = sites[0]
-        unique = {id(site): site for site in self.sites.values()}
+        unique = {id(site): site for site in self.sites.values() if self._is_needed(site)}
         inputs = {kernel: self._current(site) for kernel, site in inputs.items()}
         every = frozenset(found.nodes) | found.parts
         return Placement(list(unique.values()), inputs, every, found.integer, found.declined)
+
+    def _is_needed(self, site: Site) -> bool:
+        """Whether a kernel reads a site's tensor, or everybody is to have it quantised."""
+        return bool(site.kernels) or site.fixed is not None or self.kernels.rules.unread_results
 
     # -- 2. what the kernels read ---------------------------------------------------------------
 

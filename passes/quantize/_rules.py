@@ -1,8 +1,8 @@
-"""Which ops become integer kernels, which only move values: the placement table.
+"""Families of ops: which multiply, combine, average, move values, or act element-wise.
 
-The rows are what onnxruntime fuses (measured; other runtimes differ in details that lowering
-handles): a convolution with bias and ReLU is one kernel, so its output is quantised after the
-ReLU; max pooling and reshapes take integers as they are.
+What each target makes of them is in `_targets`. A convolution with bias and ReLU is one kernel
+everywhere, so its output is quantised after the ReLU; max pooling and reshapes take integers as
+they are.
 """
 
 from typing import Final
@@ -13,6 +13,7 @@ __all__ = [
     "COMBINES",
     "CONVOLUTIONS",
     "FUSED",
+    "IDLE",
     "LAYERS",
     "MOVES",
     "PRODUCTS",
@@ -22,7 +23,7 @@ __all__ = [
 CONVOLUTIONS: Final = frozenset(
     {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 )
-# Layers with a weight. A convolution's output is always quantised; a linear's stays float.
+# Layers with a weight.
 LAYERS: Final = CONVOLUTIONS | {"linear"}
 
 # Clamping activations are part of the kernel before them: the integer range does the clamping.
@@ -50,6 +51,11 @@ MOVES: Final = frozenset(
         "flip", "getitem",
     }
 )  # fmt: skip
+
+# Outside training they do nothing.
+IDLE: Final = frozenset(
+    {"dropout", "dropout1d", "dropout2d", "dropout3d", "identity", "stochastic_depth"}
+)
 
 # Moves with several results, each a `getitem`; a tuple cannot be quantised, its items are.
 SPLITS: Final = frozenset({"chunk", "split", "tensor_split", "unbind"})

@@ -9,8 +9,8 @@ documents them:
 - ExecuTorch's XNNPACK delegate wants signed activations and a quantised output of every
   convolution and linear layer, the last ones included: without it the numbers are silently wrong.
 - Inductor's x86 kernels are convolutions of one and two dimensions and linear layers, with one
-  scale per output channel and unsigned activations. An add after a convolution is computed by it:
-  only the add's other operand is quantised.
+  scale per output channel and unsigned activations; they give floats where no kernel reads them.
+  An add after a convolution is computed by it: only the add's other operand is quantised.
 - TensorRT wants symmetric, signed activations. Quantizers stand before what multiplies, not after;
   an add after a convolution is computed by it, its other operand quantised ("Working with
   Quantized Types" in its developer guide).
@@ -52,6 +52,7 @@ class PlacementRules:
         layers: Convolutions and linear layers with an integer kernel.
         results: Ops whose result, after a fused activation, is quantised for everybody who reads
             it. What another kernel gives is quantised only for the kernels that read it.
+        unread_results: Whether such a result is quantised even if no kernel reads it.
         combines: Integer kernels of several activations.
         fused_adds: An add is no kernel of its own: a convolution computes it, if its result goes
             there and nowhere else, and only the add's other operand is quantised.
@@ -71,6 +72,7 @@ class PlacementRules:
     name: Target
     layers: frozenset[str] = LAYERS
     results: frozenset[str] = CONVOLUTIONS | COMBINES | AVERAGES
+    unread_results: bool = True
     combines: frozenset[str] = COMBINES
     fused_adds: bool = False
     averages: frozenset[str] = AVERAGES
@@ -100,9 +102,11 @@ _ROWS: Final = (
         "inductor",
         layers=frozenset({"conv1d", "conv2d", "linear"}),
         results=CONVOLUTIONS | {"add", "cat"} | _POOLS,
+        unread_results=False,
         combines=frozenset({"add", "cat"}),
         fused_adds=True,
         averages=_POOLS,
+        fused=FUSED | {"silu", "hardswish"},
         products=False,
         weight_per=("channel",),
         signed=False,
