@@ -169,7 +169,9 @@ class Kernels:
 
     def _combines(self, node: fx.Node) -> bool:
         if self.ops[node] == "add" and self.rules.fused_adds:
-            return self._is_part(node)
+            part = self._is_part(node)
+            if part or "add" not in self.rules.results:
+                return part
         operands = self.operands(node)
         near = [each for each in operands if self.is_near_integer(each)]
         if not near or not is_float(node):
@@ -193,9 +195,6 @@ class Kernels:
         if convolution is not None:
             self.part_of[add] = convolution
             return True
-        if any(each in self.integer for each in add.all_input_nodes):
-            reason = "it is excluded" if add in self.excluded else "no convolution can compute it"
-            self._decline(add, reason)
         return False
 
     def _averages(self, node: fx.Node) -> bool:

@@ -5,12 +5,13 @@ documents them:
 
 - onnxruntime fuses a convolution only between quantised tensors, unsigned, and an add likewise
   (QLinearAdd); its integer Gemm gives floats. There is no integer transposed convolution.
-- OpenVINO reads the same form, and has integer transposed convolutions.
+- OpenVINO reads the same form. Its convolutions also give floats, compute an add and SiLU: without
+  the quantizers between, EfficientNet-B0 takes 14.5 ms instead of 18.4, at 0.7 dB more.
 - ExecuTorch's XNNPACK delegate wants signed activations and a quantised output of every
   convolution and linear layer, the last ones included: without it the numbers are silently wrong.
 - Inductor's x86 kernels are convolutions of one and two dimensions and linear layers, with one
-  scale per output channel and unsigned activations; they give floats where no kernel reads them.
-  An add after a convolution is computed by it: only the add's other operand is quantised.
+  scale per output channel and unsigned activations; they too give floats, and compute an add and
+  SiLU (EfficientNet-B0: 15.0 ms instead of 16.6).
 - TensorRT wants symmetric, signed activations. Quantizers stand before what multiplies, not after;
   an add after a convolution is computed by it, its other operand quantised ("Working with
   Quantized Types" in its developer guide).
@@ -54,8 +55,9 @@ class PlacementRules:
             it. What another kernel gives is quantised only for the kernels that read it.
         unread_results: Whether such a result is quantised even if no kernel reads it.
         combines: Integer kernels of several activations.
-        fused_adds: An add is no kernel of its own: a convolution computes it, if its result goes
-            there and nowhere else, and only the add's other operand is quantised.
+        fused_adds: A convolution computes an add too, if its result goes there and nowhere else:
+            only the add's other operand is quantised. Other adds are kernels of their own where
+            `results` has them.
         averages: Integer kernels of one activation whose result has a scale of its own.
         moves: Ops that take integers as they are and pass their scale on.
         fused: Activations that are part of the kernel before them.
@@ -90,7 +92,9 @@ class PlacementRules:
 _ROWS: Final = (
     PlacementRules("generic", weight_bits=_ANY_WIDTH, activation_bits=_ANY_WIDTH),
     PlacementRules("onnxruntime", layers=_PLAIN | {"linear"}, signed=False),
-    PlacementRules("openvino"),
+    PlacementRules(
+        "openvino", unread_results=False, fused_adds=True, fused=FUSED | {"silu", "hardswish"}
+    ),
     PlacementRules(
         "executorch",
         layers=frozenset({"conv1d", "conv2d", "conv_transpose2d", "linear"}),
