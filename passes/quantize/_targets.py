@@ -4,7 +4,8 @@ The kernels of CPUs are measured (ResNet-18, ResNet-50, MobileNetV2, MiniLM), Te
 documents them:
 
 - onnxruntime fuses a convolution only between quantised tensors, unsigned, and an add likewise
-  (QLinearAdd); its integer Gemm gives floats. There is no integer transposed convolution.
+  (QLinearAdd); its integer Gemm gives floats. No runtime of a CPU gets integer transposed
+  convolutions.
 - OpenVINO reads the same form. Its convolutions also give floats, compute an add and SiLU: without
   the quantizers between, EfficientNet-B0 takes 14.5 ms instead of 18.4, at 0.7 dB more.
 - ExecuTorch's XNNPACK delegate wants signed activations and a quantised output of every
@@ -93,11 +94,15 @@ _ROWS: Final = (
     PlacementRules("generic", weight_bits=_ANY_WIDTH, activation_bits=_ANY_WIDTH),
     PlacementRules("onnxruntime", layers=_PLAIN | {"linear"}, signed=False),
     PlacementRules(
-        "openvino", unread_results=False, fused_adds=True, fused=FUSED | {"silu", "hardswish"}
+        "openvino",
+        layers=_PLAIN | {"linear"},
+        unread_results=False,
+        fused_adds=True,
+        fused=FUSED | {"silu", "hardswish"},
     ),
     PlacementRules(
         "executorch",
-        layers=frozenset({"conv1d", "conv2d", "conv_transpose2d", "linear"}),
+        layers=frozenset({"conv1d", "conv2d", "linear"}),
         results=LAYERS | COMBINES | AVERAGES,
         products=False,
         signed=True,

@@ -201,8 +201,9 @@ def test_no_convolution_computes_an_add_that_broadcasts_or_adds_a_parameter():
     ("target", "layer", "kernel"),
     [
         ("onnxruntime", lambda: nn.ConvTranspose2d(4, 4, 2), False),
-        ("openvino", lambda: nn.ConvTranspose2d(4, 4, 2), True),
-        ("executorch", lambda: nn.ConvTranspose2d(4, 4, 2), True),
+        ("openvino", lambda: nn.ConvTranspose2d(4, 4, 2), False),
+        ("executorch", lambda: nn.ConvTranspose2d(4, 4, 2), False),
+        ("generic", lambda: nn.ConvTranspose2d(4, 4, 2), True),
         ("inductor", lambda: nn.ConvTranspose2d(4, 4, 2), False),
         ("tensorrt-qdq", lambda: nn.ConvTranspose2d(4, 4, 2), True),
     ],
