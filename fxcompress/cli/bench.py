@@ -21,32 +21,43 @@ __all__ = ["command"]
 @existing("run")
 @click.option("--spec", type=click.Path(path_type=Path), help="Measure this spec's metric too.")
 @click.option("--repeats", type=click.IntRange(2), default=20, show_default=True)
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    type=click.Choice(["torch", "onnxruntime", "openvino", "executorch", "inductor"]),
+    help="Where to measure; may be repeated. Without: torch and each with an artefact.",
+)
 @click.option("--batch", type=click.IntRange(1), help="Size of the dim called `batch`.")
 @document_options
 @emits
-def command(run: Path, spec: Path | None, repeats: int, batch: int | None) -> Outcome:
+def command(
+    run: Path, spec: Path | None, repeats: int, runtimes: tuple[str, ...], batch: int | None
+) -> Outcome:
     """Measure latency, size and metric of a run's original and result, taking turns.
 
-    Both run as torch graphs, in which fake-quantised layers compute in floats; where the run
-    emitted ONNX and onnxruntime is installed, both run there too.
+    In `torch` both run as graphs in which fake-quantised layers compute in floats. In any other
+    runtime the run's artefact is opened, and the original is emitted for it, in float.
     """
     from fxcompress.cli._finish import measure_latency
-    from fxcompress.cli._onnx import measure_onnx
     from fxcompress.cli._progress import working
+    from fxcompress.cli._runtimes import choose_runtimes, measure_runtime
     from fxcompress.cli._specs import load_programs
 
+    chosen = choose_runtimes(run, runtimes)
     record, original, result = load_programs(run)
-    with working("measuring latency"):
-        times = {
-            "torch": measure_latency(original, result, batch=batch, repeats=repeats),
-            "onnxruntime": measure_onnx(run, original, batch=batch, repeats=repeats),
-        }
+    times = {}
+    for name in chosen:
+        with working(f"measuring latency in {name}"):
+            if name == "torch":
+                times[name] = measure_latency(original, result, batch=batch, repeats=repeats)
+            else:
+                times[name] = measure_runtime(name, run, original, batch=batch, repeats=repeats)
     rows: dict[str, dict[str, float]] = {}
     for runtime, found in times.items():
-        if found:
-            medians = {name: each.median_ms for name, each in found.items()}
-            spreads = {name: 100 * each.spread for name, each in found.items()}
-            rows |= {f"{runtime} (ms)": medians, f"{runtime} spread (%)": spreads}
+        medians = {name: each.median_ms for name, each in found.items()}
+        spreads = {name: 100 * each.spread for name, each in found.items()}
+        rows |= {f"{runtime} (ms)": medians, f"{runtime} spread (%)": spreads}
     rows |= {
         "weights (bytes)": {"original": record.original.bytes, "result": record.result.bytes},
         "parameters": {"original": record.original.parameters, "result": record.result.parameters},

@@ -6,6 +6,8 @@ from fxcompress._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from fxcompress.emit._artifact import Artifact as Artifact
+    from fxcompress.emit._compiled import InductorModule as InductorModule
+    from fxcompress.emit._compiled import compile_inductor as compile_inductor
     from fxcompress.emit.driver import emit as emit
     from fxcompress.emit.kernels import integer_kernels as integer_kernels
     from fxcompress.emit.options import FORMATS as FORMATS
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from fxcompress.emit.options import OnnxOptions as OnnxOptions
     from fxcompress.emit.options import OpenvinoOptions as OpenvinoOptions
     from fxcompress.emit.options import Pt2Options as Pt2Options
+    from fxcompress.emit.runtimes import RUNTIMES as RUNTIMES
+    from fxcompress.emit.runtimes import Runtime as Runtime
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -22,9 +26,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "EmitOptions": "options",
         "ExecutorchOptions": "options",
         "FORMATS": "options",
+        "InductorModule": "_compiled",
         "OnnxOptions": "options",
         "OpenvinoOptions": "options",
         "Pt2Options": "options",
+        "RUNTIMES": "runtimes",
+        "Runtime": "runtimes",
+        "compile_inductor": "_compiled",
         "emit": "driver",
         "integer_kernels": "kernels",
     },

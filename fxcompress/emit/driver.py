@@ -17,7 +17,7 @@ from fxcompress.emit._job import Format, Job
 from fxcompress.emit._lower import is_quantized
 from fxcompress.emit._plain import PlainProgram, plain_program
 from fxcompress.emit._probes import Leaves, probes
-from fxcompress.emit._tolerance import tolerance
+from fxcompress.emit._tolerance import Tolerances
 from fxcompress.emit.options import FORMATS, EmitOptions
 from fxcompress.emit.pt2 import DECOMPOSED_IMPORT
 from fxcompress.errors import EmitError, FxCompressError, NumericsError, UsageError
@@ -73,7 +73,8 @@ def emit(
                 inside(directory, file)
             written[name] = done, time.perf_counter() - started
         started = time.perf_counter()
-        claims = [_claim(name, job, done, plain) for name, (done, _) in written.items()]
+        allowed = Tolerances(job, plain, calls)
+        claims = [_claim(name, job, done, allowed) for name, (done, _) in written.items()]
         comparisons = verify(claims, calls, options.timeout)
         shared = (time.perf_counter() - started) / max(len(claims), 1)
         return tuple(
@@ -151,11 +152,11 @@ def _check_finite(outputs: Mapping[str, torch.Tensor]) -> None:
             )
 
 
-def _claim(name: str, job: Job, done: Written, plain: PlainProgram) -> Claim:
+def _claim(name: str, job: Job, done: Written, allowed: Tolerances) -> Claim:
     decomposed = job.quantized and job.options.pt2.quantized == "decomposed"
     imports = (DECOMPOSED_IMPORT,) if name == "pt2" and decomposed else ()
     paths = tuple(job.stage / file for file in done.files)
-    return Claim(name, paths, tolerance(name, job, plain), imports)
+    return Claim(name, paths, allowed.of(name), imports)
 
 
 def _publish(

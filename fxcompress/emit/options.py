@@ -14,7 +14,7 @@ __all__ = [
     "Pt2Options",
 ]
 
-FORMATS: Final = ("program", "pt2", "onnx", "openvino", "executorch", "python")
+FORMATS: Final = ("program", "pt2", "onnx", "openvino", "executorch", "inductor", "python")
 
 
 class _Options(BaseModel):

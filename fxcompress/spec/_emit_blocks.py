@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from fxcompress.pipeline.base import Options
 
-__all__ = ["Emit", "EmitOnnx", "EmitOpenvino", "EmitPlain", "EmitPt2"]
+__all__ = ["Emit", "EmitExecutorch", "EmitOnnx", "EmitOpenvino", "EmitPlain", "EmitPt2"]
 
 
 def _stem(text: str) -> str:
@@ -27,9 +27,9 @@ class _EmitBase(Options):
 
 
 class EmitPlain(_EmitBase):
-    """Stand-alone Python source with safetensors, or a saved Program."""
+    """Python source with safetensors, a saved Program, or machine code made by inductor."""
 
-    use: Literal["python", "program"]
+    use: Literal["python", "program", "inductor"]
 
 
 class EmitPt2(_EmitBase):
@@ -69,10 +69,23 @@ class EmitOpenvino(_EmitBase):
     )
 
 
+class EmitExecutorch(_EmitBase):
+    """An ExecuTorch program (`.pte`) whose layers run in XNNPACK."""
+
+    use: Literal["executorch"]
+    maximum: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default={},
+        description="Largest value of each dynamic size, for memory is planned ahead; 1 fixes it. "
+        "Without: what the model was captured for, else 16 or twice the example.",
+    )
+
+
 def _emit_text(raw: Any) -> Any:
     return {"use": raw} if isinstance(raw, str) else raw
 
 
 Emit: TypeAlias = Annotated[
-    EmitPt2 | EmitOnnx | EmitOpenvino | EmitPlain, Field(discriminator="use"), BeforeValidator(_emit_text)
+    EmitPt2 | EmitOnnx | EmitOpenvino | EmitExecutorch | EmitPlain,
+    Field(discriminator="use"),
+    BeforeValidator(_emit_text),
 ]

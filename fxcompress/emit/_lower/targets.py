@@ -30,11 +30,11 @@ class Target:
     zero_points: bool = False
 
 
-PT2E = Target("PT2E backends")
+PT2E = Target("PT2E backends", zero_points=True)
 # onnxruntime fuses u8 activations alone: of 20 convolutions of a ResNet-18, 9 with s8. A float bias
 # keeps its linear layers in float, slower than without quantization. OpenVINO takes the same file.
 ONNXRUNTIME = Target("onnxruntime", integer_bias=True)
-INDUCTOR = Target("inductor")
+INDUCTOR = Target("inductor", zero_points=True)
 # XNNPACK's integer kernels are s8 alone.
 EXECUTORCH = Target("ExecuTorch", activations=torch.int8, zero_points=True)
 TENSORRT = Target("TensorRT", activations=torch.int8, symmetric=True)
