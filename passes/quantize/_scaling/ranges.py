@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.errors import NumericsError
-from fxcompress.ir.ops import module_of
+from fxcompress.ir.ops import module_of, op_name
 from passes.quantize._scaling.groups import Group, Reader
-from passes.quantize._scaling.layers import Layer
+from passes.quantize._scaling.layers import Layer, along
 
-__all__ = ["Pair", "Ranges", "norm_scale"]
+__all__ = ["Pair", "Ranges"]
 
 # The largest factor: beyond it a channel is dead on one of the two sides.
 _MOST = 1e6
@@ -35,15 +35,14 @@ class Pair:
     norm: fx.Node | None
 
 
-def norm_scale(norm: Any) -> Tensor:
+def _norm_scale(norm: Any) -> Tensor:
     """Return γ / √(σ² + ε) of a batch norm's module, `[channels]`, in float64."""
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-    found: Tensor = scale * norm.weight.detach().double()
-    return found
+    return scale if norm.weight is None else scale * norm.weight.detach().double()
 
 
 class Ranges:
-    """The absolute weights of pairs, scaled as their factors are found.
+    """The absolute weights of pairs, batch norms folded in, scaled as their factors are found.
 
     Args:
         pairs: Whose layers' weights to hold.
@@ -65,15 +64,14 @@ class Ranges:
                     hint="check the weights that the model was given",
                     where=layer.weight,
                 )
+            norm = _norm_behind(layer.node)
+            if norm is not None:
+                value = value * along(_norm_scale(module_of(norm)), value, layer.rows)
             self.weights[layer.weight] = value.abs()
-        self.scales = {
-            each.norm: norm_scale(module_of(each.norm)).abs() for each in pairs if each.norm
-        }
 
     def outputs(self, pair: Pair) -> Tensor:
         """Return r₁, `[channels]`."""
-        found = pair.layer.output_range(self.weights[pair.layer.weight])
-        return found if pair.norm is None else found * self.scales[pair.norm]
+        return pair.layer.output_range(self.weights[pair.layer.weight])
 
     def inputs(self, pair: Pair) -> Tensor:
         """Return r₂, `[channels]`; 0 for what no layer reads."""
@@ -93,13 +91,9 @@ class Ranges:
 
     def apply(self, pair: Pair, factors: Tensor) -> None:
         """Divide the rows of a pair, and multiply the columns of its readers."""
-        if pair.norm is not None:
-            self.scales[pair.norm] = self.scales[pair.norm] / factors
-        else:
-            weight = self.weights[pair.layer.weight]
-            shape = [1] * weight.dim()
-            shape[pair.layer.rows] = -1
-            self.weights[pair.layer.weight] = weight / factors.reshape(shape)
+        weight = self.weights[pair.layer.weight]
+        by = along(factors, weight, pair.layer.rows)
+        self.weights[pair.layer.weight] = weight / by
         for reader in pair.group.readers:
             name = reader.layer.weight
             self.weights[name] = self.weights[name] * _columns(reader, factors, self.weights[name])
@@ -111,6 +105,15 @@ class Ranges:
         if not bool(alive.any()):
             return 0.0
         return float((r1[alive] / r1.max() * r2[alive] / r2.max()).mean())
+
+
+def _norm_behind(node: fx.Node) -> fx.Node | None:
+    """Return the batch norm that alone reads a layer, and that folding will make a part of it."""
+    user = next(iter(node.users), None)
+    alone = user is not None and len(node.users) == 1 and op_name(user) == "batch_norm"
+    if not alone or user is None or user.op != "call_module":
+        return None
+    return user if getattr(module_of(user), "running_var", None) is not None else None
 
 
 def _columns(reader: Reader, factors: Tensor, weight: Tensor) -> Tensor:

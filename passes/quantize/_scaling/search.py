@@ -11,8 +11,6 @@ from torch import Tensor
 
 from fxcompress.errors import NumericsError
 from fxcompress.nn import FakeQuantize
-from passes.quantize._histogram import Histogram
-from passes.quantize._search import mse_range
 
 __all__ = ["Found", "Job", "Seen", "measure", "search", "smoothing_factors"]
 
@@ -61,10 +59,16 @@ class Seen:
         self.parts.append(rows[places].clone())
 
     @property
+    def extremes(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest value of each channel, `[channels]` each."""
+        assert self.low is not None and self.high is not None, "data was seen"  # noqa: PT018
+        return self.low, self.high
+
+    @property
     def largest(self) -> Tensor:
         """The largest |x| of each channel, `[channels]`."""
-        assert self.low is not None and self.high is not None, "data was seen"  # noqa: PT018
-        return torch.maximum(self.low.abs(), self.high.abs())
+        low, high = self.extremes
+        return torch.maximum(low.abs(), high.abs())
 
     @property
     def rows(self) -> Tensor:
@@ -146,6 +150,7 @@ class _Judged:
     def __init__(self, job: Job) -> None:
         self.index = job.index
         self.x = job.seen.rows
+        self.low, self.high = job.seen.extremes
         self.weight = job.weight[:: max(1, len(job.weight) // _ROWS)].float()
         self.wanted = self.x @ self.weight.T
         self.power = float(self.wanted.square().mean())
@@ -154,17 +159,15 @@ class _Judged:
         """Return the mean squared error as a part of the output's mean square."""
         known = per_channel[self.index.clamp_min(0).long()]
         factors = torch.where(self.index >= 0, known, 1.0).float()
-        made = _rounded_inputs(self.x / factors) @ _rounded_rows(self.weight * factors).T
+        low, high = float((self.low / factors).min()), float((self.high / factors).max())
+        rounded = _rounded_inputs(self.x / factors, low, high)
+        made = rounded @ _rounded_rows(self.weight * factors).T
         return float((made - self.wanted).square().mean()) / max(self.power, 1e-30)
 
 
-def _rounded_inputs(x: Tensor) -> Tensor:
-    """Round to 8 bits with one scale, over the range with the least error."""
-    histogram = Histogram()
-    low, high = (float(each) for each in torch.aminmax(x))
-    histogram.update(x, low, high)
+def _rounded_inputs(x: Tensor, low: float, high: float) -> Tensor:
+    """Round to 8 bits with one scale that covers a range."""
     fake = FakeQuantize(8, signed=False, symmetric=False)
-    low, high = mse_range(histogram, fake)
     made: Tensor = fake.fit(torch.tensor(low), torch.tensor(high))(x)
     return made
 

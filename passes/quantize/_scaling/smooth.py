@@ -199,8 +199,10 @@ class _Deciding:
     def _worth(self, each: Candidate, found: Found) -> bool:
         """Whether to smooth a group; a refusal is noted."""
         reason = ""
-        if bool(((found.factors - 1).abs() < _BALANCED).all()):
-            reason = "its inputs are balanced already: no smoothing has the least error"
+        if found.alpha is None:
+            reason = "no smoothing has the least error"
+        elif bool(((found.factors - 1).abs() < _BALANCED).all()):
+            reason = "its channels are balanced already"
         elif each.insert and found.after > _WORTH * found.before:
             less = 1 - found.after / found.before
             reason = f"a multiplication would lower its error by {max(less, 0):.0%} only"
