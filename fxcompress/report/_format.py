@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 __all__ = ["FILTERS", "TESTS", "binary", "exponent", "quantity", "seconds", "si", "signed_percent"]
@@ -98,6 +98,31 @@ def pixels(value: float) -> str:
     return f"{value:.1f}"
 
 
+def small(value: float) -> str:
+    """Return a number of any size in two digits: `0.31`, `4.1e-07`, `0`."""
+    if value == 0 or not math.isfinite(value):
+        return quantity(value)
+    return f"{value:.2g}" if 1e-3 <= abs(value) < 1e4 else exponent(value)
+
+
+def shades(rows: Sequence[Sequence[float | None]]) -> list[list[str]]:
+    """Return how dark each number of a table is, 0 to 0.9, by its logarithm.
+
+    Six powers of ten below the largest are shades apart; what is less, or 0, is left white.
+    """
+    found = [v for row in rows for v in row if v is not None and v > 0 and math.isfinite(v)]
+    top = math.log10(max(found, default=1.0))
+    bottom = max(math.log10(min(found, default=1.0)), top - 6)
+
+    def shade(value: float | None) -> str:
+        if value is None or not value > 0:
+            return "0"
+        part = (math.log10(min(value, 10**top)) - bottom) / max(top - bottom, 1e-9)
+        return f"{0.04 + 0.86 * min(max(part, 0.0), 1.0):.2f}"
+
+    return [[shade(value) for value in row] for row in rows]
+
+
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "binary": binary,
     "change": signed_percent,
@@ -108,8 +133,10 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "px": pixels,
     "quantity": quantity,
     "seconds": seconds,
+    "shades": shades,
     "shorten": shorten,
     "si": si,
+    "small": small,
     "thousands": thousands,
 }
 TESTS: Mapping[str, Callable[..., bool]] = {"finite": math.isfinite}

@@ -91,9 +91,7 @@ def build(
         passes=(_original(record, extras), *(_row(p, extras) for p in record.passes)),
         trainings=trainings(record.passes),
         figures=tuple(
-            PassFigures(id=each.id, heatmaps=each.figures)
-            for each in record.passes
-            if each.figures
+            PassFigures(id=each.id, heatmaps=each.figures) for each in record.passes if each.figures
         ),
         axes=shrunk_axes(record, before),
         graph=union_graph(before, after),

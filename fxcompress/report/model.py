@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fxcompress.pipeline.figures import Heatmap
+
 __all__ = [
     "ArtifactRow",
     "Axes",
@@ -16,6 +18,7 @@ __all__ = [
     "EpochRow",
     "Histogram",
     "ModuleNode",
+    "PassFigures",
     "PassRow",
     "Point",
     "Provenance",
@@ -121,6 +124,13 @@ class Training(_Part):
         """The names of the losses, where there are several."""
         names = tuple(dict.fromkeys(name for row in self.epochs for name in row.terms))
         return names if len(names) > 1 else ()
+
+
+class PassFigures(_Part):
+    """What the decision of one pass shows as pictures."""
+
+    id: str
+    heatmaps: tuple[Heatmap, ...]
 
 
 class UnionNode(_Part):
@@ -327,6 +337,7 @@ class Report(_Part):
     metric_name: str = ""
     passes: tuple[PassRow, ...]
     trainings: tuple[Training, ...] = ()
+    figures: tuple[PassFigures, ...] = ()
     axes: Axes | None = None
     graph: UnionGraph
     charts: tuple[Chart, ...] = ()

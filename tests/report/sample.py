@@ -1,5 +1,6 @@
 """A report made by hand, with everything a report can hold."""
 
+from fxcompress.pipeline.figures import Heatmap
 from fxcompress.report.model import (
     ArtifactRow,
     Bar,
@@ -13,6 +14,7 @@ from fxcompress.report.model import (
     LatencyRow,
     ModuleNode,
     Pareto,
+    PassFigures,
     PassRow,
     Point,
     Provenance,
@@ -66,6 +68,20 @@ TRAINING = Training(
             throughput=8123.4,
         )
         for n in range(3)
+    ),
+)
+FIGURES = PassFigures(
+    id="bits",
+    heatmaps=(
+        Heatmap(
+            title="Sensitivity per layer and bits",
+            note="noise over signal of the outputs",
+            columns=("2 bits", "4 bits", "8 bits", "float"),
+            rows=("conv1", "layer1.0.<conv>", "fc"),
+            values=((0.31, 2.1e-2, 4e-5, 0.0), (0.9, 1e-1, 3e-4, 0.0), (None, 2e-3, 8e-9, None)),
+            chosen=(1, 3, 1),
+            sizes=(1200, 147_456, 9_000),
+        ),
     ),
 )
 CHARTS = (
@@ -141,6 +157,7 @@ def report(blocks: int = 2, title: str = "ResNet50 · fold_batchnorm → static"
         metric_name="accuracy",
         passes=PASSES,
         trainings=(TRAINING,),
+        figures=(FIGURES,),
         graph=graph(blocks),
         charts=CHARTS,
         sensitivity=(SensitivityRow(node="conv1", sqnr_db=18.0),

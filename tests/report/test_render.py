@@ -6,7 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from fxcompress.pipeline.figures import Heatmap
 from fxcompress.report import render_html, render_markdown
+from fxcompress.report.model import PassFigures
 from tests.report.sample import report
 
 
@@ -120,3 +122,25 @@ def test_a_long_training_is_thinned_in_markdown_and_whole_in_html():
     (points,) = re.findall(r'aria-label="loss of fine_tune[^>]*>.*?points="([^"]*)"', html, re.S)
     assert len(points.split(" ")) == 90
     assert "nan" not in points
+
+
+def test_a_heatmap_marks_what_was_chosen_and_shades_by_powers_of_ten():
+    html = render_html(report())
+    heat = html[html.index('<figure class="heatmap">') :].split("</figure>")[0]
+    assert heat.count('class="ring"') == 3
+    assert "<title>conv1, 4 bits: 0.021 (chosen)</title>" in heat
+    assert "<title>fc, 8 bits: 8.0e-09</title>" in heat
+    assert "layer1.0.&lt;conv&gt;" in heat
+    assert "<title>layer1.0.&lt;conv&gt;: 144.0 KiB</title>" in heat
+    shades = [float(part) for part in re.findall(r'fill-opacity="([^"]+)"', heat)]
+    assert len(shades) == 10  # two places of twelve hold nothing
+    conv1 = shades[:4]
+    assert conv1 == sorted(conv1, reverse=True)
+    assert conv1[-1] == 0 < conv1[-2]
+
+
+@pytest.mark.parametrize("values", [((None,),), ((0.0,),), ((float("inf"),),), ((5.0,),)])
+def test_a_heatmap_of_one_number_is_drawn(values):
+    data = Heatmap(title="t", columns=("a",), rows=("b",), values=values)
+    made = report().model_copy(update={"figures": (PassFigures(id="x", heatmaps=(data,)),)})
+    assert '<figure class="heatmap">' in render_html(made)
