@@ -9,6 +9,10 @@ al., 2018, arXiv:1712.05877, figure C8). With s = γ / √(σ² + ε) of the run
 In eval mode this is layer(x, quantize(W · s)) + β - μ·s: what folding gives, before and after. In
 training the division undoes the scale exactly where the batch's own statistics take its place, so
 every channel is corrected by σ_running / σ_batch.
+
+Where a step is learned for each channel, the order is quantize(W) · s: the same numbers for a step
+that is s times smaller. A step measured on W · s would be wrong by as much as the statistics move,
+and with activations of few bits they move by factors within the first steps of training.
 """
 
 from __future__ import annotations
@@ -38,7 +42,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainingFold:
-    """The nodes of one: norm ← undo ← layer ← quantizer ← scaled ← weight."""
+    """The nodes of one: norm ← undo ← layer ← quantizer ← scaled ← weight.
+
+    With `after`, the weight is scaled after its quantizer: layer ← scaled ← quantizer ← weight.
+    """
 
     norm: fx.Node
     undo: fx.Node
@@ -46,6 +53,7 @@ class TrainingFold:
     quantizer: fx.Node
     scaled: fx.Node
     weight: fx.Node
+    after: bool = False
 
 
 def running_scale(norm: Any) -> Tensor:
@@ -102,8 +110,16 @@ def insert_training_fold(rewriter: GraphRewriter, layer: fx.Node, norm: fx.Node)
         scale = call(torch.mul, gamma, scale, after=gamma)
     rows = [-1] + [1] * (rewriter.get_tensor(f"{path}.weight").dim() - 1)
     per_row = call(torch.reshape, scale, rows, after=scale)
-    scaled = call(torch.mul, weight, per_row, after=per_row)
-    rewriter.set_args(quantizer, (scaled,), {})
+    fake: Any = rewriter.get_module(str(quantizer.target))
+    if fake.learned and fake.axis == 0:
+        name = f"{quantizer.target}.scale"
+        step = rewriter.get_tensor(name).detach()
+        rewriter.set_tensor(name, step / running_scale(statistics).abs().to(step.dtype))
+        scaled = call(torch.mul, quantizer, per_row, after=quantizer)
+        rewriter.set_args(layer, (layer.args[0], scaled), {})
+    else:
+        scaled = call(torch.mul, weight, per_row, after=per_row)
+        rewriter.set_args(quantizer, (scaled,), {})
     per_channel = call(torch.reshape, scale, [1, *rows[:1], *rows[2:]], after=layer)
     undo = call(torch.div, layer, per_channel, after=per_channel)
     rewriter.set_args(norm, (undo, *norm.args[1:]), dict(norm.kwargs))
@@ -115,20 +131,22 @@ def match_training_fold(norm: fx.Node) -> TrainingFold | None:
     if norm.op != "call_module" or undo is None or op_name(undo) != "div" or len(undo.users) > 1:
         return None
     layer: Any = undo.all_input_nodes[0]
-    quantizer: Any = layer.args[1] if layer.op == "call_module" and len(layer.args) > 1 else None
-    if not isinstance(quantizer, fx.Node) or op_name(quantizer) != "fake_quant":
+    operand: Any = layer.args[1] if layer.op == "call_module" and len(layer.args) > 1 else None
+    if not isinstance(operand, fx.Node) or not operand.all_input_nodes:
         return None
-    scaled = quantizer.all_input_nodes[0]
-    if op_name(scaled) != "mul":
+    below = operand.all_input_nodes[0]
+    after = op_name(operand) == "mul"
+    scaled, quantizer = (operand, below) if after else (below, operand)
+    if op_name(scaled) != "mul" or op_name(quantizer) != "fake_quant":
         return None
-    weight: Any = bind(scaled).get("input")
+    weight: Any = quantizer.all_input_nodes[0] if after else bind(scaled).get("input")
     rows, channels = scaled.all_input_nodes[-1], undo.all_input_nodes[-1]
     same = rows.all_input_nodes[:1] == channels.all_input_nodes[:1]
     reads = {str(each.target) for each in _sources(rows)}
     own = f"{norm.target}.running_var" in reads
     if not (same and own and isinstance(weight, fx.Node) and module_of(layer).bias is None):
         return None
-    return TrainingFold(norm, undo, layer, quantizer, scaled, weight)
+    return TrainingFold(norm, undo, layer, quantizer, scaled, weight, after)
 
 
 def end_training_fold(rewriter: GraphRewriter, fold: TrainingFold) -> None:
@@ -139,7 +157,10 @@ def end_training_fold(rewriter: GraphRewriter, fold: TrainingFold) -> None:
     old = rewriter.get_tensor(name)
     rewriter.set_tensor(name, weight.to(old.dtype))
     rewriter.add_tensor(f"{path}.bias", bias.to(old.dtype), trainable=True)
-    rewriter.set_args(fold.quantizer, (fold.weight,), {})
+    if fold.after:
+        _end_own_step(rewriter, fold)
+    else:
+        rewriter.set_args(fold.quantizer, (fold.weight,), {})
     rewriter.replace_uses(fold.norm, fold.layer)
     gone = [fold.norm, fold.undo, fold.scaled]
     scales = {each for node in (fold.undo, fold.scaled) for each in node.all_input_nodes[1:]}
@@ -150,6 +171,15 @@ def end_training_fold(rewriter: GraphRewriter, fold: TrainingFold) -> None:
         scales |= set(unread.all_input_nodes)
         scales.remove(unread)
         rewriter.remove(unread)
+
+
+def _end_own_step(rewriter: GraphRewriter, fold: TrainingFold) -> None:
+    """Let the layer read quantize(W · s) with a step that is |s| times larger."""
+    name = f"{fold.quantizer.target}.scale"
+    step = rewriter.get_tensor(name).detach()
+    scale = running_scale(module_of(fold.norm)).abs().to(step.dtype)
+    rewriter.set_tensor(name, step * scale)
+    rewriter.set_args(fold.layer, (fold.layer.args[0], fold.quantizer), {})
 
 
 def _sources(node: fx.Node) -> set[fx.Node]:

@@ -109,6 +109,9 @@ def check_inserted(program: Program, entries: Iterable[WeightEntry]) -> None:
             bound = {} if node is None else bind(node)
             for operand in ("input", "weight"):
                 read = bound.get(operand)
+                if isinstance(read, fx.Node) and op_name(read) == "mul":
+                    # In training, a norm's scale goes on after the quantizer.
+                    read = read.all_input_nodes[0]
                 if not isinstance(read, fx.Node) or op_name(read) != "fake_quant":
                     raise PassError(
                         f"{layer} does not read a quantised {operand}",

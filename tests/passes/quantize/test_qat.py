@@ -48,7 +48,7 @@ def fakes(program):
 
 
 def test_the_graph_of_a_layer_and_its_norm():
-    result = trained_form(ConvNorm)
+    result = trained_form(ConvNorm, {"method": "ste"})
     assert text_of(result.program)[:17] == [
         "x = input()",
         "x_fq = fake_quant(x)",
@@ -72,6 +72,27 @@ def test_the_graph_of_a_layer_and_its_norm():
         ("conv", "bn"),
         ("fc", "norm"),
     ]
+
+
+def test_a_step_of_a_channel_is_learned_on_the_weight_itself():
+    result = trained_form(ConvNorm)
+    lines = text_of(result.program)
+    assert lines[9:12] == [
+        "conv_weight_fq = fake_quant(conv.weight)",
+        "/mul@2 = mul(conv_weight_fq, /reshape)",
+        "conv = conv2d(x_fq, /mul@2)",
+    ]
+    ste = trained_form(ConvNorm, {"method": "ste"})
+    x = random_input(4, 3, 8, 8)
+    assert relative_error(ste.program.module, result.program.module, x) <= 1e-5
+    # Statistics may move by any factor: the weight's levels stay those that are learned.
+    module = result.program.copy().module
+    with torch.no_grad():
+        module.get_submodule("bn").running_var.mul_(25)
+    levels = [m.get_submodule("conv_weight_fq").quantize(m.get_submodule("conv").weight)
+              for m in (module, result.program.module)]  # fmt: skip
+    assert torch.equal(*levels)
+    assert levels[0].abs().amax() > 100
 
 
 @pytest.mark.parametrize("method", METHODS)
