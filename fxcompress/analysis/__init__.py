@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fxcompress.analysis.latency import latency as latency
     from fxcompress.analysis.masked import MaskedReference as MaskedReference
     from fxcompress.analysis.masked import masked_difference as masked_difference
+    from fxcompress.analysis.rounding import shaken as shaken
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -31,5 +32,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "cost": "cost",
         "latency": "latency",
         "masked_difference": "masked",
+        "shaken": "rounding",
     },
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.ir.signature import Dim, TensorInput
 
-__all__ = ["Leaves", "first_bad", "has_bad", "probes", "run", "shake"]
+__all__ = ["Leaves", "first_bad", "has_bad", "probes", "run"]
 
 Leaves = tuple[torch.Tensor, ...]
 """One tensor per placeholder, in order."""
@@ -51,18 +49,6 @@ def run(program: Program, leaves: Leaves) -> tuple[object, ...]:
     interpreter = fx.Interpreter(program.copy().module.eval())
     with torch.no_grad():
         return tuple(interpreter.run(*leaves, enable_io_processing=False))
-
-
-def shake(program: Program, seed: int) -> Program:
-    """Return a copy with every floating weight one unit in the last place up or down."""
-    shaken = copy.deepcopy(program.module)
-    generator = torch.Generator().manual_seed(seed)
-    for tensor in [*shaken.parameters(), *shaken.buffers()]:
-        if tensor.is_floating_point():
-            up = torch.rand(tensor.shape, generator=generator).to(tensor.device) < 0.5
-            eps = torch.finfo(tensor.dtype).eps
-            tensor.data.mul_(torch.where(up, 1 + eps, 1 - eps).to(tensor.dtype))
-    return dataclasses.replace(program, module=shaken)
 
 
 def first_bad(program: Program, leaves: Leaves, *, infinite: bool) -> fx.Node | None:

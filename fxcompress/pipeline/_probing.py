@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from fxcompress.analysis import OutputComparison, compare
+from fxcompress.analysis import OutputComparison, compare, shaken
 from fxcompress.errors import NumericsError, PassError
 from fxcompress.ir import node_ids
-from fxcompress.pipeline._probes import Leaves, first_bad, has_bad, probes, run, shake
+from fxcompress.pipeline._probes import Leaves, first_bad, has_bad, probes, run
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -115,9 +115,9 @@ class Probing:
 
         A deep model with large activations amplifies rounding beyond what most models do.
         """
-        shaken = shake(program, seed)
-        pairs = [(run(program, leaves), run(shaken, leaves)) for leaves in self.inputs]
-        return max(compare(plain, moved).relative for plain, moved in pairs)
+        moved = replace(program, module=shaken(program.module, seed))
+        pairs = [(run(program, leaves), run(moved, leaves)) for leaves in self.inputs]
+        return max(compare(plain, other).relative for plain, other in pairs)
 
     def _run(
         self, program: Program, leaves: Leaves, before: tuple[object, ...]
