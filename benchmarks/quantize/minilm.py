@@ -1,4 +1,4 @@
-"""What is left of MiniLM's sentence embeddings with weights of few bits.
+"""What is left of MiniLM's sentence embeddings with weights of few bits, and with int8 throughout.
 
 python -m benchmarks.quantize.minilm
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Final
@@ -37,11 +37,32 @@ FORMATS: Final = (
     (4, 128, ("rtn", "hqq", "awq", "gptq")),
     (3, 64, ("rtn", "gptq")),
 )
+# Weights and activations in int8, ranges fixed by calibration.
+_SMOOTH: Final = {"use": "quantize.smooth", "insert": True, "calibration": CALIBRATION}
+_STATIC: Final = {"use": "quantize.static", "calibration": CALIBRATION}
+_COVERING: Final = {**_STATIC, "activations": {"observer": "minmax"}}
+STATIC: Final[Mapping[str, tuple[Mapping[str, Any], ...]]] = {
+    "static": (_STATIC,),
+    "static, min-max": (_COVERING,),
+    "smooth, static": (_SMOOTH, _STATIC),
+    "smooth, static, min-max": (_SMOOTH, _COVERING),
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method: cosine to the float embeddings, and texts whose nearest neighbour is the same."""
+    """A method: cosine to the float embeddings, and texts whose nearest neighbour is the same.
+
+    Attributes:
+        bits: Of weights.
+        group: Weights that share a scale; None for an output channel.
+        method: How they are quantised.
+        mean: Mean cosine.
+        least: The least.
+        neighbours: Share of texts with the same nearest neighbour.
+        seconds: CPU seconds for quantising.
+        activations: Bits of activations; None for float.
+    """
 
     bits: int
     group: int | None
@@ -50,6 +71,7 @@ class Row:
     least: float
     neighbours: float
     seconds: float
+    activations: int | None = None
 
 
 def agreement(wanted: Tensor, got: Tensor) -> tuple[float, float, float]:
@@ -96,13 +118,32 @@ def _embed(program: Program, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
         return torch.cat([program(**batch) for batch in batches])
 
 
-def _quantised(program: Program, entry: Mapping[str, Any], data: Any) -> Program:
-    (parsed,) = parse_steps([entry])
-    decision = parsed.pass_.decide(program, parsed.options, Context(data=data))
-    rewriter = GraphRewriter(program)
-    with torch.no_grad():
-        parsed.pass_.rewrite(rewriter, decision)
-    return rewriter.finish()
+def _quantised(program: Program, entries: Sequence[Mapping[str, Any]], data: Any) -> Program:
+    for parsed in parse_steps(entries):
+        decision = parsed.pass_.decide(program, parsed.options, Context(data=data))
+        rewriter = GraphRewriter(program)
+        with torch.no_grad():
+            parsed.pass_.rewrite(rewriter, decision)
+        program = rewriter.finish()
+    return program
+
+
+def _methods() -> Iterator[tuple[Row, Sequence[Mapping[str, Any]]]]:
+    """Yield every row, still without figures, and the passes that it takes."""
+    for bits, group, methods in FORMATS:
+        for method in methods:
+            entry = {
+                "use": "quantize.weight_only",
+                "bits": bits,
+                "group": group,
+                "symmetric": bits == 8,
+                "method": method,
+                "search": "mse" if method == "awq" else "minmax",
+                "calibration": CALIBRATION,
+            }
+            yield Row(bits, group, method, 0, 0, 0, 0), [entry]
+    for method, entries in STATIC.items():
+        yield Row(8, None, method, 0, 0, 0, 0, activations=8), entries
 
 
 def main() -> int:
@@ -114,23 +155,14 @@ def main() -> int:
     data = {"calibration": _batches(ids[EVALUATE : EVALUATE + CALIBRATION])}
     wanted = _embed(program, shown)
     rows = []
-    for bits, group, methods in FORMATS:
-        for method in methods:
-            start = time.process_time()
-            entry = {
-                "use": "quantize.weight_only",
-                "bits": bits,
-                "group": group,
-                "symmetric": bits == 8,
-                "method": method,
-                "search": "mse" if method == "awq" else "minmax",
-                "calibration": CALIBRATION,
-            }
-            made = _quantised(program, entry, data)
-            seconds = round(time.process_time() - start, 1)
-            row = Row(bits, group, method, *agreement(wanted, _embed(made, shown)), seconds)
-            print(row, flush=True)
-            rows.append(row)
+    for empty, entries in _methods():
+        start = time.process_time()
+        made = _quantised(program, entries, data)
+        seconds = round(time.process_time() - start, 1)
+        mean, least, neighbours = agreement(wanted, _embed(made, shown))
+        row = replace(empty, mean=mean, least=least, neighbours=neighbours, seconds=seconds)
+        print(row, flush=True)
+        rows.append(row)
     document = {"format_version": "1.0", "rows": [asdict(row) for row in rows]}
     FILE.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "quantize_minilm.md").write_text(render(rows), encoding="utf-8")
@@ -140,23 +172,26 @@ def main() -> int:
 def render(rows: Sequence[Row]) -> str:
     """Return the page."""
     lines = [
-        "# MiniLM's embeddings with weights of few bits",
+        "# MiniLM's embeddings with weights of few bits, and with int8 throughout",
         "",
         f"`python -m benchmarks.quantize.minilm` on {machine()}.",
         "",
         f"all-MiniLM-L6-v2, its linear layers quantised, on {EVALUATE} pieces of newspaper"
         f" editorials of {WINDOW} tokens, against float32; calibration on {CALIBRATION} other"
-        " pieces. Neighbours: the share of pieces whose nearest neighbour among the others is the"
-        " same one. Seconds are CPU seconds of one thread for quantising.",
+        " pieces. Static is quantize.static, min-max its observer; smooth is quantize.smooth with"
+        " `insert: true`, which adds 18 multiplications. Neighbours: the share of pieces whose"
+        " nearest neighbour among the others is the same one. Seconds are CPU seconds of"
+        " one thread for quantising.",
         "",
-        "| weights | method | cosine, mean | least | neighbours | s |",
-        "|:--|:--|--:|--:|--:|--:|",
+        "| weights | activations | method | cosine, mean | least | neighbours | s |",
+        "|:--|:--|:--|--:|--:|--:|--:|",
     ]
     for row in rows:
         group = "channel" if row.group is None else f"g{row.group}"
+        activations = "float" if row.activations is None else f"int{row.activations}"
         lines.append(
-            f"| int{row.bits} {group} | {row.method} | {row.mean:.4f} | {row.least:.4f} |"
-            f" {row.neighbours:.0%} | {row.seconds:.0f} |"
+            f"| int{row.bits} {group} | {activations} | {row.method} | {row.mean:.4f} |"
+            f" {row.least:.4f} | {row.neighbours:.0%} | {row.seconds:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
