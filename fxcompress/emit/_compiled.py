@@ -74,9 +74,10 @@ def compile_inductor(
         warnings.simplefilter("ignore")
         module = exported.program.module()
     compiled = InductorModule(module, [*lowered.notes, *exported.notes])
-    if example_inputs is not None:
-        by_name = isinstance(example_inputs, Mapping)
-        compiled(*(() if by_name else example_inputs), **(example_inputs if by_name else {}))
+    if isinstance(example_inputs, Mapping):
+        compiled(**example_inputs)
+    elif example_inputs is not None:
+        compiled(*example_inputs)
     return compiled
 
 

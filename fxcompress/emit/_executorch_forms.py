@@ -19,20 +19,17 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
-from fxcompress.emit._lower.graph import (
-    LAYERS,
-    is_weight,
-    quantizer_of,
-    register_decomposed,
-    tensor_at,
-)
+from fxcompress.emit._lower.graph import is_weight, quantizer_of, register_decomposed, tensor_at
+from fxcompress.emit._lower.layer import LayerCall, layer_call
 from fxcompress.ir.ops import op_name
-from fxcompress.nn import DynamicQuantize, OperandConv1d, OperandConv2d, OperandLinear
+from fxcompress.nn import DynamicQuantize
 
 __all__ = ["Forms", "write_forms"]
 
+_KERNELS: Final = (F.linear, F.conv1d, F.conv2d)
 _FUSED: Final = frozenset({"relu", "relu6", "hardtanh"})
 _SHOWN: Final = 5
 
@@ -83,7 +80,8 @@ def write_forms(module: fx.GraphModule) -> Forms:
             forms.count[form] += 1
             if form == "dynamic":
                 if not _is_dynamic(module, user.args[0]):
-                    forms.dynamic.append(str(user.target))
+                    named = user if user.op == "call_module" else weight
+                    forms.dynamic.append(str(named.target).removesuffix("_fq"))
                 _round_at_run_time(module, user, kept)
     for node in list(module.graph.nodes):
         if _is_dynamic(module, node):
@@ -96,30 +94,26 @@ def write_forms(module: fx.GraphModule) -> Forms:
 
 def _form(module: fx.GraphModule, node: fx.Node, weight: fx.Node) -> str:
     """Return `static`, `dynamic` or `float`."""
-    layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
     quantizer = quantizer_of(weight)
     assert quantizer is not None, "weights are chosen by their quantizers"
-    if not isinstance(layer, LAYERS) or len(node.args) < 2 or node.args[1] is not weight:
+    call = layer_call(module, node, str(weight.target))
+    if call is None or call.weight is not weight or call.function not in _KERNELS:
         return "float"
     if quantizer.bits > 8 or quantizer.group is not None or bool(quantizer.zero_point.any()):
         return "float"
-    if quantizer.axis not in (None, 0) or getattr(layer, "padding_mode", "zeros") != "zeros":
+    if quantizer.axis not in (None, 0):
         return "float"
-    source = cast(fx.Node, node.args[0])
-    kernels = isinstance(layer, (OperandConv1d, OperandConv2d, OperandLinear))
-    static = quantizer_of(source)
-    if kernels and static is not None and static.bits == 8 and _output_quantizer(node):
+    static = quantizer_of(call.source)
+    if static is not None and static.bits == 8 and _output_quantizer(node):
         return "static"
-    given = static is not None or _is_dynamic(module, source)
-    if given and quantizer.axis == 0 and _has_dynamic_kernel(layer):
+    given = static is not None or _is_dynamic(module, call.source)
+    if given and quantizer.axis == 0 and _has_dynamic_kernel(call):
         return "dynamic"
     return "float"
 
 
-def _has_dynamic_kernel(layer: nn.Module) -> bool:
-    if isinstance(layer, OperandConv2d):
-        return layer.groups == 1
-    return isinstance(layer, OperandLinear)
+def _has_dynamic_kernel(call: LayerCall) -> bool:
+    return call.function is F.linear or (call.function is F.conv2d and call.geometry[-1] == 1)
 
 
 def _output_quantizer(node: fx.Node) -> fx.Node | None:

@@ -57,7 +57,9 @@ def drop_dynamic(module: fx.GraphModule) -> int:
     """
     found = _dynamic(module)
     for node in found:
-        node.replace_all_uses_with(node.args[0])
+        source = node.args[0]
+        assert isinstance(source, fx.Node), "a quantizer rounds what a node gives"
+        node.replace_all_uses_with(source)
         module.graph.erase_node(node)
     return len(found)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -61,7 +61,7 @@ def layer_call(module: fx.GraphModule, node: fx.Node, quantizer: str) -> LayerCa
         source, weight = node.args[:2]
         assert isinstance(source, fx.Node), "an operand layer reads nodes"
         assert isinstance(weight, fx.Node), "an operand layer reads nodes"
-        function, geometry = _of_module(layer)
+        function, geometry = _of_module(cast(nn.Module, layer))
         bias = getattr(layer, "bias", None)
         return LayerCall(source, weight, bias, function, geometry, str(node.target))
     op = op_name(node)
