@@ -44,13 +44,17 @@ def decide(program: Program, options: AdaroundOptions, context: Context) -> Adar
     ids = node_ids(program)
     if context.planning or any(each.value.is_meta for each in found.chosen):
         samples = f"known after calibration ({options.calibration} samples)"
-        entries = tuple(_entry(unit, ids, None) for unit in units)
         pending = tuple(f"{each.tensor}: rounding {samples}" for each in found.chosen)
-        return AdaroundDecision(units=entries, declined=declined, pending=pending)
+        return AdaroundDecision(
+            units=tuple(_entry(unit, ids, None) for unit in units),
+            declined=declined,
+            pending=pending,
+        )
     batches = _in_batches(
         program, list(context.samples("calibration", options.calibration)), options.batch, context
     )
-    entries, arrays = [], {}
+    entries: list[UnitEntry] = []
+    arrays: dict[str, Any] = {}
     for unit, learned in _reconstruct(program, units, found.chosen, batches, options, context):
         entries.append(_entry(unit, ids, learned))
         for each in unit.weights:

@@ -197,7 +197,8 @@ def _units(
     variable: Collection[fx.Node],
 ) -> tuple[tuple[Unit, ...], tuple[Declined, ...]]:
     rounding = {node for each in weights for node in each.nodes}
-    made, placed = [], set()
+    made: list[Unit] = []
+    placed: set[str] = set()
     for name, run in sorted(runs, key=lambda pair: place[pair[1][0]]):
         members = set(run)
         inside = [each for each in weights if members.issuperset(each.readers)]

@@ -36,7 +36,8 @@ def write(rewriter: GraphRewriter, decision: AdaroundDecision) -> None:
 def _integers(weight: RoundedWeight, fake: Any, like: Tensor, arrays: Mapping[str, Any]) -> Tensor:
     packed = torch.as_tensor(arrays[f"{weight.path}.integers"])
     unsigned = unpack(packed, weight.bits, like.numel()).to(torch.int32)
-    return (unsigned + fake.qmin).reshape(like.shape).to(like.device)
+    signed: Tensor = unsigned + fake.qmin
+    return signed.reshape(like.shape).to(like.device)
 
 
 def check(before: Program, after: Program, decision: AdaroundDecision) -> None:

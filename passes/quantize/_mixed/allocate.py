@@ -21,6 +21,9 @@ Floats = NDArray[np.float64]
 _FINE: Final = 1e5
 """What the best value found is scaled to, so that the solver's absolute gap of 1e-6 is no part."""
 
+_NODES: Final = 50_000
+"""Nodes of the search, after which the best found so far is taken."""
+
 
 def need_scipy() -> None:
     """Check that the package of the `mixed` extra is there.
@@ -112,7 +115,7 @@ def _milp(problem: Problem, objective: Floats, allowed: Floats) -> list[int] | N
         constraints=constraints,
         integrality=np.ones(len(columns)),
         bounds=Bounds(0, allowed),
-        options={"mip_rel_gap": 0.0},
+        options={"mip_rel_gap": 0.0, "node_limit": _NODES},
     )
     if found.x is None:
         return None

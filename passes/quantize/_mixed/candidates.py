@@ -14,6 +14,7 @@ from fxcompress.analysis.cost import cost
 from fxcompress.errors import UsageError
 from fxcompress.ir.naming import node_ids
 from fxcompress.nn import FakeQuantize
+from fxcompress.pipeline.base import Selection
 from fxcompress.pipeline.context import Context
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
@@ -234,8 +235,10 @@ def weight_only_options(
     weights = options.weights
     selection = _selection(options, bits)
     return WeightOnlyOptions(
-        **selection,
-        expect=None if bits else options.expect,
+        targets=selection.targets,
+        types=selection.types,
+        exclude=selection.exclude,
+        expect=selection.expect,
         group=weights.group,
         symmetric=weights.symmetric,
         method=weights.method,
@@ -254,8 +257,10 @@ def static_options(options: MixedOptions, bits: Mapping[tuple[str, ...], int]) -
     assert options.activations is not None, "activations are quantised"
     selection = _selection(options, bits)
     return StaticOptions(
-        **selection,
-        expect=None if bits else options.expect,
+        targets=selection.targets,
+        types=selection.types,
+        exclude=selection.exclude,
+        expect=selection.expect,
         weights=WeightOptions(observer=options.weights.search),
         activations=options.activations,
         calibration=options.calibration,
@@ -268,9 +273,7 @@ def static_options(options: MixedOptions, bits: Mapping[tuple[str, ...], int]) -
     )
 
 
-def _selection(
-    options: MixedOptions, bits: Mapping[tuple[str, ...], int]
-) -> dict[str, tuple[str, ...]]:
+def _selection(options: MixedOptions, bits: Mapping[tuple[str, ...], int]) -> Selection:
     if not bits:
-        return {"targets": options.targets, "types": options.types, "exclude": options.exclude}
-    return {"targets": tuple(escape(name) for readers in bits for name in readers)}
+        return options
+    return Selection(targets=tuple(escape(name) for readers in bits for name in readers))
