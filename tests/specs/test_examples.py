@@ -33,6 +33,17 @@ class TestDigits:
         assert torch.equal(calibration, train)
 
 
+@needs("sklearn")
+class TestMobileNet:
+    def test_the_shipped_weights_read_nearly_every_digit(self) -> None:
+        model = load("mobilenet_qat/model.py").mobilenet().eval()
+        weights = SPECS / "mobilenet_qat/mobilenet.safetensors"
+        assert weights.stat().st_size < 200_000
+        model.load_state_dict(load_file(weights))
+        right, count = count_right(model, load("digits/data.py").digits()["eval"])
+        assert right / count > 0.985
+
+
 class TestFashionMnist:
     def test_idx_files_are_read(self, tmp_path: Path) -> None:
         data = load("fashion_mnist/data.py")
