@@ -29,7 +29,8 @@ BLOCKS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
     ("constraints", "What the result must reach. Percentages are of the original's figure; the run "
      "exits 4 if one is not met.", (constraints.Constraints, constraints.MetricLimit)),
     ("emit", "A list of formats, each a name or a mapping with `use`.",
-     (models.EmitPt2, models.EmitOnnx, models.EmitPlain)),
+     (models.EmitPt2, models.EmitOnnx, models.EmitOpenvino, models.EmitExecutorch,
+      models.EmitPlain)),
 )  # fmt: skip
 HEAD = Path(__file__).with_name("spec-reference.head.md").read_text(encoding="utf-8")
 

@@ -17,7 +17,14 @@ from fxcompress.spec._data_blocks import (
     Split,
     metric_text,
 )
-from fxcompress.spec._emit_blocks import Emit, EmitOnnx, EmitPlain, EmitPt2
+from fxcompress.spec._emit_blocks import (
+    Emit,
+    EmitExecutorch,
+    EmitOnnx,
+    EmitOpenvino,
+    EmitPlain,
+    EmitPt2,
+)
 from fxcompress.spec._model_blocks import (
     MODEL_KINDS,
     FactoryModel,
@@ -38,7 +45,9 @@ __all__ = [
     "DataFactory",
     "DimRange",
     "Emit",
+    "EmitExecutorch",
     "EmitOnnx",
+    "EmitOpenvino",
     "EmitPlain",
     "EmitPt2",
     "FactoryModel",
