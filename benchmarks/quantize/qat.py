@@ -194,6 +194,11 @@ def main() -> None:
     found = _kept(options.models)
     for name in options.models:
         found += measure(name, options.seeds, options.images)
+    part = (
+        f"Fashion-MNIST is trained on {options.images:,} of its images. "
+        if any(row[0].startswith("fashion") for row in found)
+        else ""
+    )
     found.sort(key=lambda row: MODELS.index(row[0]))
     write_table(
         NAME,
@@ -205,8 +210,7 @@ def main() -> None:
         "data. Every row starts from the shipped float32 weights and is trained on labels and on "
         "the float32 network's answers (Adam, cosine). int4 and int2 are weights and activations "
         "of all layers; ternary and binary rows leave the first and last layer in float. "
-        f"Fashion-MNIST is trained on {options.images:,} of its images, one seed. Size: tensors "
-        "as stored, of float32's.",
+        f"{part}Size: tensors as stored, of float32's.",
     )
 
 
