@@ -178,9 +178,10 @@ class StaticOptions(Selection):
         ):
             for bits in sorted({each for each in asked if each and each not in allowed}):
                 can = " or ".join(map(str, allowed))
+                fewer = what == "weights" and bits < min(allowed)
                 found.append(
                     f"{rules.name}'s integer kernels take {what} of {can} bits, not of {bits}"
-                    + (": quantize.weight_only stores fewer" if what == "weights" else "")
+                    + (": quantize.weight_only stores fewer" if fewer else "")
                 )
         for per in sorted({each.per for each in weights if each.per} - set(rules.weight_per)):
             can = " or ".join(rules.weight_per)
