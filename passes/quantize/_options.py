@@ -170,8 +170,10 @@ class StaticOptions(Selection):
     def _widths(self) -> list[str]:
         """Return which widths and granularities the target has no kernels for."""
         rules, found = self.rules, []
-        weights = [self.weights, *(each.weights for each in self.overrides if each.weights)]
-        acts = [self.activations, *(e.activations for e in self.overrides if e.activations)]
+        weights: list[WeightOptions | WeightOverride] = [self.weights]
+        weights += [each.weights for each in self.overrides if each.weights]
+        acts: list[ActivationOptions | ActivationOverride] = [self.activations]
+        acts += [each.activations for each in self.overrides if each.activations]
         for what, allowed, asked in (
             ("weights", rules.weight_bits, [each.bits for each in weights]),
             ("activations", rules.activation_bits, [each.bits for each in acts]),
