@@ -6,9 +6,11 @@ Activations are signed, and each layer takes the form that its quantizers allow 
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -71,8 +73,7 @@ def write(job: Job) -> Written:
 
 def _compile(program: torch.export.ExportedProgram) -> tuple[_Delegated, bytes]:
     """Return what was delegated, and the file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         import executorch.kernels.quantized  # noqa: F401  # registers the quantized operators
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
@@ -88,6 +89,22 @@ def _compile(program: torch.export.ExportedProgram) -> tuple[_Delegated, bytes]:
                 reason=f"{type(error).__name__}: {' '.join(lines[:3])}",
                 hint="emit it as `onnx` or `openvino`, or declare dynamic sizes static",
             ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep warnings of its packages from the user, and its handlers from the root logger."""
+    root, disabled = logging.getLogger(), logging.root.manager.disable
+    handlers, level = root.handlers[:], root.level
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 @dataclass
