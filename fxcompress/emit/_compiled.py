@@ -16,6 +16,7 @@ from fxcompress.emit._lower import INDUCTOR, Lowered, is_quantized, lower
 from fxcompress.emit._plain import plain_program
 from fxcompress.emit._probes import Leaves, probes
 from fxcompress.ir.program import Program
+from fxcompress.nn import DynamicQuantize
 
 __all__ = ["InductorModule", "compile_inductor", "counted", "lowered_export"]
 
@@ -91,6 +92,12 @@ def lowered_export(program: Program, leaves: Leaves) -> tuple[Exported, Lowered]
     lowered = Lowered()
     if is_quantized(plain.module):
         lowered = lower(plain.module, "decomposed", INDUCTOR)
+        left = sum(isinstance(each, DynamicQuantize) for each in plain.module.modules())
+        if left:
+            lowered.notes.append(
+                f"{left} activations that are rounded at run time are computed in float: no "
+                "int8 kernel is made of a range found there"
+            )
     return export_program(plain, program.dims, leaves), lowered
 
 

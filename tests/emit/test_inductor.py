@@ -8,7 +8,7 @@ import torch
 
 from fxcompress.emit import compile_inductor, emit, inductor
 from fxcompress.errors import EmitError
-from tests.emit.quantized import small_net, static_net
+from tests.emit.quantized import dynamic_encoder, small_net, static_net
 
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 vnni = pytest.mark.skipif(
@@ -48,6 +48,12 @@ def test_a_float_program_has_no_int8_kernel() -> None:
     compiled = compile_inductor(small_net(), (x,))
     assert not compiled.kernels
     assert torch.allclose(compiled(x), small_net().module(x), atol=1e-4)
+
+
+def test_what_is_rounded_at_run_time_is_said_to_be_float() -> None:
+    assert not compile_inductor(static_net()).notes
+    (note,) = compile_inductor(dynamic_encoder()).notes
+    assert note.startswith("5 activations that are rounded at run time are computed in float")
 
 
 def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
