@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test golden zoo bench schema docs clean
+.PHONY: help setup demo check test golden zoo bench schema docs support clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -50,6 +50,9 @@ schema: setup ## Write the JSON Schema of spec files
 docs: setup ## Write the generated page and pictures of docs/
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/pictures.py
+
+support: setup ## Run every pass in every runtime and write docs/support.md
+	$(BIN)/python -W ignore docs/support.py
 
 clean: ## Remove runs and caches, keep .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,42 +6,67 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import fxcompress as fxc
 from benchmarks.quantize._vision_peers import Call, onnx_session, openvino_call
-from fxcompress.emit import emit
+from fxcompress.emit import EmitOptions, ExecutorchOptions, compile_inductor, emit
 
 __all__ = ["OURS"]
 
 
 def quantised(program: fxc.Program, images: Tensor, **options: Any) -> fxc.Program:
     """Return the program in int8, calibrated."""
-    steps = [{"use": "tidy.fold_batchnorm"}] if _has_norms(program) else []
+    norms = any("running_mean" in name for name in program.state())
+    steps = [{"use": "tidy.fold_batchnorm"}] if norms else []
     static = {"use": "quantize.static", "calibration": len(images), **options}
     data = {"calibration": [(image[None],) for image in images]}
     made: fxc.Program = fxc.compress(program, [*steps, static], data=data).program
     return made
 
 
-def _has_norms(program: fxc.Program) -> bool:
-    return any("running_mean" in name for name in program.state())
+def _written(program: fxc.Program, images: Tensor, target: str, folder: Path, form: str) -> Path:
+    made = quantised(program, images, target=target)
+    options = EmitOptions(executorch=ExecutorchOptions())
+    (artefact,) = emit(made, folder / target, [form], example_inputs=(images[:2],), options=options)
+    print("; ".join(note for note in artefact.notes if " of " in note))
+    return artefact.path
 
 
-def _onnxruntime(program: fxc.Program, images: Tensor, folder: Path, batch: int) -> Call:
-    (made,) = emit(quantised(program, images), folder / "ours-ort", ["onnx"])
-    print("; ".join(made.notes))
-    return onnx_session(made.path)
+def _onnxruntime(program: fxc.Program, images: Tensor, folder: Path) -> Call:
+    return onnx_session(_written(program, images, "onnxruntime", folder, "onnx"))
 
 
-def _openvino(program: fxc.Program, images: Tensor, folder: Path, batch: int) -> Call:
+def _openvino(program: fxc.Program, images: Tensor, folder: Path) -> Call:
     import openvino
 
-    (made,) = emit(quantised(program, images), folder / "ours-ov", ["onnx"])
-    return openvino_call(openvino.convert_model(str(made.path)))
+    path = _written(program, images, "openvino", folder, "openvino")
+    return openvino_call(openvino.Core().read_model(str(path)))
 
 
-OURS: Final[Mapping[str, Callable[[fxc.Program, Tensor, Path, int], Call]]] = {
+def _executorch(program: fxc.Program, images: Tensor, folder: Path) -> Call:
+    from executorch.runtime import Runtime
+
+    path = _written(program, images, "executorch", folder, "executorch")
+    method = Runtime.get().load_program(path.read_bytes()).load_method("forward")
+
+    def call(x: Tensor) -> Tensor:
+        found: Tensor = method.execute([x])[0]
+        return found
+
+    return call
+
+
+def _inductor(program: fxc.Program, images: Tensor, folder: Path) -> Call:
+    made = quantised(program, images, target="inductor")
+    compiled: nn.Module = compile_inductor(made, (images[:1],))
+    print(f"inductor: {dict(compiled.kernels)}")
+    return compiled
+
+
+OURS: Final[Mapping[str, Callable[[fxc.Program, Tensor, Path], Call]]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
+    "executorch": _executorch,
+    "inductor": _inductor,
 }

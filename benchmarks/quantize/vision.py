@@ -110,7 +110,7 @@ def measure(name: str, runtimes: Sequence[str], batch: int, repeats: int) -> lis
         (onnx,) = emit(program, folder, ["onnx"])
         for runtime in runtimes:
             makers: Mapping[str, Callable[[], Call]] = {
-                f"{runtime}, ours": lambda r=runtime: OURS[r](program, seen, folder, batch),
+                f"{runtime}, ours": lambda r=runtime: OURS[r](program, seen, folder),
                 f"{runtime}, peer": lambda r=runtime: PEERS[r][1](model, onnx.path, seen, folder),
             }
             for key, make in makers.items():

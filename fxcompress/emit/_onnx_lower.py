@@ -7,7 +7,7 @@ from typing import Literal
 from torch import fx
 
 from fxcompress.emit._dynamic import write_dynamic
-from fxcompress.emit._lower import ONNXRUNTIME, OPENVINO, TENSORRT, Lowered, lower
+from fxcompress.emit._lower import ONNXRUNTIME, TENSORRT, Lowered, lower
 from fxcompress.emit._lower_nbits import lower_nbits
 from fxcompress.errors import EmitError
 from fxcompress.nn import DynamicQuantize
@@ -34,7 +34,7 @@ def lower_for(module: fx.GraphModule, target: OnnxTarget, activations: str) -> L
         return lower(module, "decomposed", TENSORRT)
     if target == "openvino":
         dropped = drop_dynamic(module)
-        lowered = lower(module, "decomposed", OPENVINO)
+        lowered = lower(module, "decomposed", ONNXRUNTIME)
         if dropped:
             lowered.notes.append(
                 f"{dropped} activations are rounded at run time by OpenVINO itself, in its own way"

@@ -10,6 +10,7 @@ from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import module_of, op_name
 from fxcompress.nn import FakeQuantize
 from passes._training_fold import insert_training_fold, running_scale
+from passes.quantize._gates import insert_gates
 from passes.quantize._insert import insert_activations, insert_weights
 from passes.quantize._static import decide as decide_static
 from passes.quantize.qat import Following, QatDecision, TrainedNorm
@@ -88,6 +89,7 @@ def rewrite(rewriter: GraphRewriter, decision: QatDecision) -> None:
             quantizer.track(1.0, clip=decision.following.clip)
 
     insert_activations(rewriter, decision.activations, for_activations)
+    insert_gates(rewriter, decision.gates)
     insert_weights(rewriter, decision.weights, decision.arrays, for_weights)
     for each in decision.norms:
         insert_training_fold(rewriter, rewriter.node(each.layer), rewriter.node(each.norm))

@@ -18,6 +18,7 @@ from passes._observe import observe
 from passes._paths import free_path, path_beside
 from passes._training_fold import folded_weights
 from passes.quantize._float import float_shares
+from passes.quantize._gates import gate_entries
 from passes.quantize._layers import choose_layers
 from passes.quantize._notes import activation_notes, weight_notes
 from passes.quantize._observers import Observer, make_observer
@@ -69,11 +70,13 @@ def decide(
     taken = {name for name, _ in program.module.named_modules()} | set(program.state())
     named = {**ids, **{norm: ids[layer] for layer, norm in norms.items()}}
     quantizers = _quantizers(placement, options, layers.formats, ids, named, taken)
+    gates = gate_entries(placement, options.rules, ids, taken)
     weights = weight_entries(program, layers.chosen, options.weights, ids, taken, layers.formats)
     decision = StaticDecision(
         target=options.target,
         weights=weights,
         activations=tuple(each.entry for each in quantizers),
+        gates=gates,
         in_float=float_shares(program, placement.kernels),
         notes=weight_notes(program, weights, layers.formats, layers.chosen, ids),
         declined=declined,

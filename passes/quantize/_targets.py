@@ -64,6 +64,7 @@ class PlacementRules:
         fused: Activations that are part of the kernel before them.
         functions: Element-wise float functions of an integer tensor whose result an integer kernel
             may combine with others.
+        gates: SiLU between integers is an integer σ, with the scale 1/256, and an integer product.
         products: Whether there are integer products of two activations.
         weight_bits: Widths of weights.
         weight_per: Granularity of weights.
@@ -82,6 +83,7 @@ class PlacementRules:
     moves: frozenset[str] = MOVES
     fused: frozenset[str] = FUSED
     functions: frozenset[str] = ACTIVATIONS
+    gates: bool = False
     products: bool = True
     weight_bits: tuple[int, ...] = (8,)
     weight_per: tuple[Granularity, ...] = ("channel", "tensor")
@@ -92,7 +94,7 @@ class PlacementRules:
 
 _ROWS: Final = (
     PlacementRules("generic", weight_bits=_ANY_WIDTH, activation_bits=_ANY_WIDTH),
-    PlacementRules("onnxruntime", layers=_PLAIN | {"linear"}, signed=False),
+    PlacementRules("onnxruntime", layers=_PLAIN | {"linear"}, gates=True, signed=False),
     PlacementRules(
         "openvino",
         layers=_PLAIN | {"linear"},

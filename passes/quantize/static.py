@@ -86,6 +86,13 @@ class FloatShare(_Entry):
         return f"{self.op} × {self.count} ({self.share:.1%} of MACs)"
 
 
+class GateEntry(_Entry):
+    """A SiLU that becomes σ, the quantizer of its result at `path`, and a product."""
+
+    node: str
+    path: str
+
+
 class StaticDecision(Decision):
     """Every quantizer that will be in the graph, and what stays in float.
 
@@ -93,6 +100,7 @@ class StaticDecision(Decision):
         target: The runtime that quantizers are placed for.
         weights: Quantizers of weights.
         activations: Quantizers of activations.
+        gates: SiLUs that are computed as an integer product.
         in_float: What stays in float, the largest share of multiply-accumulates first.
         notes: What is unusual about weights and ranges, such as a constant activation.
         declined: What stays in float although it might not, with the reason.
@@ -101,6 +109,7 @@ class StaticDecision(Decision):
     target: Target = "generic"
     weights: tuple[WeightEntry, ...] = ()
     activations: tuple[ActivationEntry, ...] = ()
+    gates: tuple[GateEntry, ...] = ()
     in_float: tuple[FloatShare, ...] = ()
     notes: tuple[str, ...] = ()
     declined: tuple[Declined, ...] = ()
@@ -118,7 +127,8 @@ class StaticDecision(Decision):
             if not each.exists
         ]
         where = "" if self.target == "generic" else f" (for {self.target})"
-        return [f"{count} {kind}{where}" for kind, count in Counter(kinds).items()]
+        gates = [f"{len(self.gates)} SiLUs as an integer sigmoid and product"] if self.gates else []
+        return [*(f"{count} {kind}{where}" for kind, count in Counter(kinds).items()), *gates]
 
     def _floats(self) -> list[str]:
         if not self.in_float:
@@ -179,11 +189,13 @@ class Static(Pass[StaticOptions, StaticDecision]):
 
     def rewrite(self, rewriter: GraphRewriter, decision: StaticDecision) -> None:
         """Insert the quantizers; pending scales are 1."""
+        from passes.quantize._gates import insert_gates
         from passes.quantize._insert import insert_activations, insert_weights
 
         for declined in decision.declined:
             rewriter.decline(declined.node, declined.reason, declined.because_of)
         insert_activations(rewriter, decision.activations)
+        insert_gates(rewriter, decision.gates)
         insert_weights(rewriter, decision.weights, decision.arrays)
 
     def ensures(self, before: Program, after: Program, decision: StaticDecision) -> None:

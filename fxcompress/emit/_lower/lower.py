@@ -16,8 +16,7 @@ from torch import fx
 
 from fxcompress.emit._integers import PackedWeight
 from fxcompress.emit._lower.decomposed import Decomposed
-from fxcompress.emit._lower.gates import write_gates
-from fxcompress.emit._lower.graph import is_weight, quantizer_of, register_decomposed
+from fxcompress.emit._lower.graph import is_weight, quantizer_of
 from fxcompress.emit._lower.levels import write_levels
 from fxcompress.emit._lower.stored import (
     Lowered,
@@ -68,9 +67,6 @@ def lower(module: fx.GraphModule, form: Form, target: Target = PT2E) -> Lowered:
             write_scans(module, done)
     else:
         Decomposed(module, done, target).run(weights)
-        gates = write_gates(module.graph, register_decomposed()) if target.gates else 0
-        if gates:
-            done.notes.append(f"{gates} SiLUs are an integer sigmoid (scale 1/256) and a product")
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     drop_unread(module)

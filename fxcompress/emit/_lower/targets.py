@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["EXECUTORCH", "INDUCTOR", "ONNXRUNTIME", "OPENVINO", "PT2E", "TENSORRT", "Target"]
+__all__ = ["EXECUTORCH", "INDUCTOR", "ONNXRUNTIME", "PT2E", "TENSORRT", "Target"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,6 @@ class Target:
         integer_bias: A bias is int32 at s_x · s_w, and linear layers get two dimensions.
         symmetric: Activations have the zero point 0 and use the whole range of their type.
         zero_points: Weights have zero points, all 0 where they are symmetric.
-        gates: SiLU between integers is an integer σ and an integer product.
     """
 
     name: str
@@ -30,15 +29,12 @@ class Target:
     integer_bias: bool = False
     symmetric: bool = False
     zero_points: bool = False
-    gates: bool = False
 
 
 PT2E = Target("PT2E backends", zero_points=True)
 # onnxruntime fuses u8 activations alone: of 20 convolutions of a ResNet-18, 9 with s8. A float bias
-# keeps its linear layers in float, slower than without quantization.
-ONNXRUNTIME = Target("onnxruntime", integer_bias=True, gates=True)
-# OpenVINO takes the same file, and computes SiLU in the kernel of the convolution before it.
-OPENVINO = Target("OpenVINO", integer_bias=True)
+# keeps its linear layers in float, slower than without quantization. OpenVINO takes the same.
+ONNXRUNTIME = Target("onnxruntime", integer_bias=True)
 INDUCTOR = Target("inductor", zero_points=True)
 # XNNPACK's integer kernels are s8 alone.
 EXECUTORCH = Target("ExecuTorch", activations=torch.int8, zero_points=True)

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import fxcompress as fxc
+from fxcompress.emit import emit, integer_kernels
 from fxcompress.ir import capture
+from fxcompress.ir.ops import op_name
 from passes.quantize._rules import AVERAGES, CONVOLUTIONS, LAYERS
 from passes.quantize._targets import TARGETS, PlacementRules, Target
 from passes.quantize.qat import Qat
@@ -301,3 +304,35 @@ def test_training_places_for_a_target_too():
     assert quantizers(result)["head_fq"].signed
     with pytest.raises(ValueError, match="learns zero points"):
         Qat.Options.model_validate_json('{"target": "tensorrt-qdq", "method": "lsq_plus"}')
+
+
+class Gated(nn.Module):
+    """Convolutions with SiLU between them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3)
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_silu_becomes_an_integer_product_for_onnxruntime_alone(tmp_path):
+    images = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    program = fxc.capture(Gated().eval(), (images[:2],))
+    made = {}
+    for target in ("onnxruntime", "generic"):
+        step = {"use": "quantize.static", "calibration": 8, "target": target}
+        made[target] = fxc.compress(program, [step], data={"calibration": [(images,)]}).program
+    names = {t: [op_name(node) for node in p.nodes] for t, p in made.items()}
+    assert (names["onnxruntime"].count("sigmoid"), names["onnxruntime"].count("silu")) == (2, 0)
+    assert (names["generic"].count("sigmoid"), names["generic"].count("silu")) == (0, 2)
+    expected = program(images)
+    noise = {t: (p(images) - expected).pow(2).sum() for t, p in made.items()}
+    assert noise["onnxruntime"] < 2 * noise["generic"]
+    (artefact,) = emit(made["onnxruntime"], tmp_path, ["onnx"])
+    kernels = integer_kernels(artefact.path)
+    assert (kernels["QLinearSigmoid"], kernels["QLinearMul"], kernels["QLinearConv"]) == (2, 2, 3)
