@@ -9,7 +9,12 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from benchmarks.quantize._vision_peers import Call, onnx_session, openvino_call
+from benchmarks.quantize._vision_peers import (
+    Call,
+    executorch_call,
+    onnx_session,
+    openvino_call,
+)
 from fxcompress.emit import EmitOptions, ExecutorchOptions, compile_inductor, emit
 
 __all__ = ["OURS"]
@@ -45,16 +50,8 @@ def _openvino(program: fxc.Program, images: Tensor, folder: Path) -> Call:
 
 
 def _executorch(program: fxc.Program, images: Tensor, folder: Path) -> Call:
-    from executorch.runtime import Runtime
-
     path = _written(program, images, "executorch", folder, "executorch")
-    method = Runtime.get().load_program(path.read_bytes()).load_method("forward")
-
-    def call(x: Tensor) -> Tensor:
-        found: Tensor = method.execute([x])[0]
-        return found
-
-    return call
+    return executorch_call(path.read_bytes())
 
 
 def _inductor(program: fxc.Program, images: Tensor, folder: Path) -> Call:

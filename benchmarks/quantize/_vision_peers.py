@@ -17,7 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PEERS", "Call", "eager", "inductor_call", "onnx_session", "openvino_call"]
+__all__ = [
+    "PEERS",
+    "Call",
+    "eager",
+    "executorch_call",
+    "inductor_call",
+    "onnx_session",
+    "openvino_call",
+]
 
 Call = Callable[[Tensor], Tensor]
 """Images to logits."""
@@ -45,13 +53,19 @@ def openvino_call(model: Any) -> Call:
     return lambda x: torch.from_numpy(np.array(request.infer([x.numpy()])[0]))
 
 
-def executorch_call(program: Any) -> Call:
-    """Return an edge program after delegation in ExecuTorch's runtime."""
+def executorch_call(buffer: bytes) -> Call:
+    """Return a program in ExecuTorch's runtime; its bytes must outlive it."""
     import executorch.kernels.quantized  # noqa: F401  # registers its kernels
     from executorch.runtime import Runtime
 
-    method = Runtime.get().load_program(program.buffer).load_method("forward")
-    return lambda x: method.execute([x])[0]
+    program = Runtime.get().load_program(buffer)
+    method = program.load_method("forward")
+
+    def call(x: Tensor, alive: object = (buffer, program)) -> Tensor:
+        found: Tensor = method.execute([x])[0].clone()
+        return found
+
+    return call
 
 
 def inductor_call(module: nn.Module, example: Tensor) -> Call:
@@ -146,7 +160,7 @@ def _executorch(model: nn.Module, onnx: Path, images: Tensor, folder: Path) -> C
     converted = _pt2e(model, images, quantizer)
     exported = torch.export.export(converted, (images[:1],))
     edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-    return executorch_call(edge.to_executorch())
+    return executorch_call(edge.to_executorch().buffer)
 
 
 def _inductor(model: nn.Module, onnx: Path, images: Tensor, folder: Path) -> Call:
