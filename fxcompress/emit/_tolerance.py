@@ -59,7 +59,8 @@ class Tolerances:
         if not self.job.quantized or name not in _OTHER:
             return usual
         relative = min(_TIES * self._ties.relative, _MOST.relative)
-        cosine = max(1 - _TIES * (1 - self._ties.cosine), _MOST.cosine)
+        # An angle's cosine falls with its square.
+        cosine = max(1 - _TIES**2 * (1 - self._ties.cosine), _MOST.cosine)
         return Tolerance(max(usual.relative, relative), min(usual.cosine, cosine))
 
     @cached_property
