@@ -121,6 +121,8 @@ def _packed_weight(module: PackedWeight) -> dict[str, Any]:
         "scale_shape": tuple(module.scale.shape),
         "bits": module.bits,
     }
+    if module.grouped != module.shape:
+        arguments["grouped"] = True
     if module.zero_point is None:
         arguments["zero"] = module.zero
     if module.dtype is not torch.float32:

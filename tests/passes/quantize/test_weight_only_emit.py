@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+import fxcompress as fxc
 from fxcompress.emit import EmitOptions, OnnxOptions, emit
 from fxcompress.emit._lower_nbits import Blocks
 from fxcompress.emit.kernels import runtime_kernels
+from fxcompress.ir import capture
 from fxcompress.nn import FakeQuantize
 from fxcompress.nn.packing import unpack
 from passes.quantize.weight_only import WeightOnly
@@ -109,3 +111,15 @@ def test_blocks_hold_the_weight(bits, symmetric, group, columns):
     assert torch.allclose(made[:, :columns], fake(weight), atol=1e-6)
     assert not bool(made[:, columns:].any())
     assert (blocks.zero_point is None) == symmetric
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_groups_of_convolutions_in_stand_alone_source(rank, tmp_path):
+    torch.manual_seed(rank)
+    layer = getattr(torch.nn, f"Conv{rank}d")(8, 6, 3)
+    program = capture(layer.eval(), (torch.randn(2, 8, *[5] * rank),))
+    group = 8 * 3**rank // 3
+    step = {"use": "quantize.weight_only", "method": "rtn", "bits": 4, "group": group}
+    (made,) = emit(fxc.compress(program, [step]).program, tmp_path, ["python"])
+    assert made.comparison.max_abs == 0.0
+    assert "grouped=True" in (tmp_path / "model.py").read_text()
