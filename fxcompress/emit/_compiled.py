@@ -74,6 +74,9 @@ def compile_inductor(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = exported.program.module()
+    # It checks sizes on every call, at 100 µs and more; dynamo's guards see them too.
+    module._forward_pre_hooks.clear()
+    module._forward_pre_hooks_with_kwargs.clear()
     compiled = InductorModule(module, [*lowered.notes, *exported.notes])
     if isinstance(example_inputs, Mapping):
         compiled(**example_inputs)
