@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import resource
 import statistics
 import subprocess
@@ -20,14 +21,17 @@ RESULTS = Path(__file__).parent / "results"
 def interleaved(
     calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Return CPU seconds of each call, taken in turns in this process."""
+    """Return CPU seconds of each call, taken in turns in this process.
+
+    Each turn has an order of its own: what runs after a large model finds cold caches.
+    """
+    generator = random.Random(0)
     for _ in range(warmup):
         for call in calls.values():
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats):
-        order = list(calls.items())
-        for name, call in order if turn % 2 == 0 else reversed(order):
+    for _ in range(repeats):
+        for name, call in generator.sample(list(calls.items()), len(calls)):
             start = time.process_time()
             call()
             times[name].append(time.process_time() - start)
