@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 import fxcompress as fxc
 from benchmarks._common import interleaved, median, write_table
+from benchmarks._onnxruntime import quantized_by_onnxruntime, session
 from fxcompress._torchvision import declare_operators
 from fxcompress.analysis import compare
 from fxcompress.emit import emit
@@ -48,47 +46,6 @@ def our_files(model: torch.nn.Module, images: torch.Tensor, folder: Path) -> tup
     return fp32.path, int8.path
 
 
-def their_file(fp32: Path, images: torch.Tensor, folder: Path) -> Path:
-    """Quantise with onnxruntime as its documentation says: pre-processed, QDQ, per channel."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Images(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rest: Iterator[torch.Tensor] = iter(images)
-
-        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-            image = next(self.rest, None)
-            return None if image is None else {"x": image[None].numpy()}
-
-    prepared, quantized = folder / "prepared.onnx", folder / "theirs.onnx"
-    quant_pre_process(str(fp32), str(prepared))
-    quantize_static(
-        str(prepared),
-        str(quantized),
-        Images(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    return quantized
-
-
-def session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=40)
@@ -101,7 +58,7 @@ def main() -> None:
         fp32, ours = our_files(model, images, folder)
         paths = {
             "fp32": fp32,
-            "onnxruntime quantize_static": their_file(fp32, images, folder),
+            "onnxruntime quantize_static": quantized_by_onnxruntime(fp32, images, folder),
             "fxcompress": ours,
         }
         sizes = {name: path.stat().st_size / 1e6 for name, path in paths.items()}

@@ -51,6 +51,10 @@ ROWS: Mapping[str, tuple[Step, ...]] = {
     "float32": (),
     "quantize.static": ({"use": "quantize.static", "target": "TARGET", "calibration": 8},),
     "quantize.qat": ({"use": "quantize.qat", "target": "TARGET", "calibration": 8},),
+    "quantize.smooth, static": (
+        {"use": "quantize.smooth", "calibration": 8},
+        {"use": "quantize.static", "target": "TARGET", "calibration": 8},
+    ),
     "quantize.equalize, static": (
         {"use": "quantize.equalize"},
         {"use": "quantize.static", "target": "TARGET", "calibration": 8},

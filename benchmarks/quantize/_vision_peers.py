@@ -9,13 +9,15 @@ None is a dependency: `pip install openvino nncf executorch` (executorch brings 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from benchmarks._onnxruntime import quantized_by_onnxruntime, session
 
 __all__ = [
     "PEERS",
@@ -33,14 +35,9 @@ Call = Callable[[Tensor], Tensor]
 
 def onnx_session(path: Path) -> Call:
     """Return the model in onnxruntime, on one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    opened = session(path)
+    name = opened.get_inputs()[0].name
+    return lambda x: torch.from_numpy(opened.run(None, {name: x.numpy()})[0])
 
 
 def openvino_call(model: Any) -> Call:
@@ -85,34 +82,7 @@ def inductor_call(module: nn.Module, example: Tensor) -> Call:
 
 
 def _onnxruntime(model: nn.Module, onnx: Path, images: Tensor, folder: Path) -> Call:
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Images(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rest: Iterator[Tensor] = iter(images)
-
-        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-            image = next(self.rest, None)
-            return None if image is None else {"x": image[None].numpy()}
-
-    prepared, quantized = folder / "prepared.onnx", folder / "theirs.onnx"
-    quant_pre_process(str(onnx), str(prepared))
-    quantize_static(
-        str(prepared),
-        str(quantized),
-        Images(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    return onnx_session(quantized)
+    return onnx_session(quantized_by_onnxruntime(onnx, images, folder))
 
 
 def _openvino(model: nn.Module, onnx: Path, images: Tensor, folder: Path) -> Call:

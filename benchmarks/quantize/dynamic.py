@@ -22,6 +22,7 @@ import torch
 
 import fxcompress as fxc
 from benchmarks._common import interleaved, median, write_table
+from benchmarks._onnxruntime import session
 from fxcompress.emit import emit
 from fxcompress.emit.kernels import LINEAR_KERNELS, integer_kernels
 
@@ -88,16 +89,6 @@ def their_files(fp32: Path, folder: Path) -> dict[str, Path]:
         name = "onnxruntime quantize_dynamic"
         files[f"{name}, per channel" if per_channel else name] = path
     return files
-
-
-def session(path: Path) -> Any:
-    """Return a session on one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def cosines(run: Any, reference: Any, feeds: list[Feed]) -> list[float]:
