@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from fxcompress.train.loss_config import (
+    Custom,
+    HardLabels,
+    LossConfig,
+    Mse,
+    NextToken,
+    Part,
+    Ramp,
+    Schedule,
+    SoftLabels,
+    value_at,
+)
 
 __all__ = [
     "Custom",
@@ -19,104 +32,6 @@ __all__ = [
     "SchedulerConfig",
     "SoftLabels",
     "value_at",
-]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
-
-
-class Ramp(_Part):
-    """A number that moves in a straight line from the first step to the last."""
-
-    start: float = Field(alias="from", description="Its value in the first step.")
-    to: float = Field(description="Its value in the last step.")
-
-
-Schedule: TypeAlias = float | Ramp
-"""A number, or one that moves over the training."""
-
-
-def value_at(schedule: Schedule, progress: float) -> float:
-    """Return a schedule's value when `progress` (0 to 1) of the training is done."""
-    if isinstance(schedule, Ramp):
-        return schedule.start + (schedule.to - schedule.start) * progress
-    return float(schedule)
-
-
-class _Loss(_Part):
-    weight: Schedule = Field(default=1.0, description="What this term is multiplied by.")
-
-
-class HardLabels(_Loss):
-    """Cross entropy against the targets."""
-
-    use: Literal["hard_labels"]
-    smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of each target spread over all classes."
-    )
-    classes: Literal["first", "last"] | None = Field(
-        default=None,
-        description="Where the classes are: right after the batch or last; by default where the "
-        "shape of the targets says.",
-    )
-
-
-class NextToken(_Loss):
-    """Cross entropy of each next token, as the metric `perplexity` counts it."""
-
-    use: Literal["next_token"]
-    smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of each target spread over the vocabulary."
-    )
-
-
-class SoftLabels(_Loss):
-    """KL divergence to the teacher's distribution at a temperature, times its square."""
-
-    use: Literal["soft_labels"]
-    temperature: Schedule = Field(
-        default=4.0, description="What the logits of both are divided by; or `{from:, to:}`."
-    )
-    classes: Literal["first", "last"] | None = Field(
-        default=None, description="Where the classes are, as for `hard_labels`."
-    )
-
-    @field_validator("temperature")
-    @classmethod
-    def _above_zero(cls, value: Schedule) -> Schedule:
-        if min(value_at(value, 0), value_at(value, 1)) <= 0:
-            raise ValueError("a temperature is above 0")
-        return value
-
-
-class Mse(_Loss):
-    """Mean squared error."""
-
-    use: Literal["mse"]
-    against: Literal["targets", "teacher"] = Field(
-        default="targets", description="What the output is compared with."
-    )
-
-
-class Custom(_Loss):
-    """A function of one's own: `fn(outcome, **args)` returns a scalar tensor, a mean over samples.
-
-    `outcome` has `output`, `target`, `batch` and, with a teacher, `teacher`.
-    """
-
-    use: Literal["custom"]
-    factory: str = Field(
-        pattern=r"^[^:]+:[A-Za-z_]\w*$",
-        description="`file.py:function` beside the spec, or `package.module:callable`.",
-    )
-    args: dict[str, JsonValue] = Field(
-        default_factory=dict, description="Further keyword arguments of the function."
-    )
-
-
-LossConfig: TypeAlias = Annotated[
-    HardLabels | NextToken | SoftLabels | Mse | Custom, Field(discriminator="use")
 ]
 
 
@@ -158,7 +73,7 @@ class SchedulerConfig(BaseModel):
         return dict(self.__pydantic_extra__)
 
 
-class FitConfig(_Part):
+class FitConfig(Part):
     """How a model is trained: data, losses, optimiser, and how long."""
 
     epochs: int | None = Field(
