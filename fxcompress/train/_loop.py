@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxcompress.errors import DataError, NumericsError, UsageError
+from fxcompress.errors import DataError, NumericsError
 from fxcompress.train._feed import Feed, seed_of
+from fxcompress.train._objective import Objective
 from fxcompress.train._optimizers import LearningRate, make_learning_rate, make_optimizer
 from fxcompress.train._progress import Course
 from fxcompress.train._snapshots import Snapshots, load_optimizer, optimizer_state
@@ -21,8 +22,6 @@ from fxcompress.train.config import FitConfig
 from fxcompress.train.data import samples_in
 from fxcompress.train.history import Epoch
 from fxcompress.train.hooks import Hooks, Moment
-from fxcompress.train.losses import Outcome, Term
-from fxcompress.train.metrics import call
 
 __all__ = ["FitResult", "Loop", "tensors_of"]
 
@@ -53,13 +52,12 @@ class Loop:
     module: nn.Module
     config: FitConfig
     feed: Feed
-    teacher: nn.Module | None
+    objective: Objective
     parameters: tuple[nn.Parameter, ...]
     evaluate: Callable[[nn.Module], float | None] | None
     upwards: bool
     seed: int
     hooks: Hooks
-    terms: tuple[Term, ...]
     snapshots: Snapshots
     report: Callable[[str, int, int | None], None] | None
     course: Course = field(default_factory=Course)
@@ -84,7 +82,7 @@ class Loop:
             self._epoch()
         kept = len(self.course.history) - 1
         if self.best_state is not None:
-            _load(self.module, self.best_state)
+            _load(dict(tensors_of(self.module)), self.best_state)
             kept = self.course.best
         return FitResult(
             tuple(self.course.history),
@@ -161,29 +159,8 @@ class Loop:
             self.report(course.text(self.config.epochs), course.step, self.steps)
 
     def _losses(self, batch: Any, target: Any, moment: Moment) -> dict[str, Tensor]:
-        """Return each term by name, and under the empty name their weighted sum."""
-        known = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                known = call(self.teacher, batch)
-        outcome = Outcome(self._output(batch), known, batch, target)
-        found = {term.name: term.loss(outcome, moment.progress) for term in self.terms}
-        weighted = [term.weight(moment.progress) * found[term.name] for term in self.terms]
-        if self.hooks.penalty is not None:
-            found["penalty"] = self.hooks.penalty(self.module, moment)
-            weighted.append(found["penalty"])
-        total = torch.stack([each.reshape(()) for each in weighted]).sum()
-        if not total.requires_grad:
-            raise UsageError(
-                "the loss does not depend on what is trained",
-                reason="no trained parameter is read on the way to the output",
-                hint="train other parameters",
-            )
-        return {**found, "": total}
-
-    def _output(self, batch: Any) -> Any:
         try:
-            return call(self.module, batch)
+            return self.objective(batch, target, moment)
         except ValueError as error:
             if not str(error).startswith("Expected more than 1 value per channel"):
                 raise
@@ -222,6 +199,7 @@ class Loop:
         state = {
             "course": self.course.state(),
             "model": dict(tensors_of(self.module)),
+            "objective": self.objective.state(),
             "best": self.best_state,
             "optimizer": optimizer_state(self.optimizer),
             "scheduler": None if scheduler is None else scheduler.state_dict(),
@@ -236,7 +214,8 @@ class Loop:
             return
         state = found.state
         self.course = Course.of(state["course"])
-        _load(self.module, state["model"])
+        _load(dict(tensors_of(self.module)), state["model"])
+        _load(self.objective.state(), state["objective"])
         self.best_state = state["best"]
         load_optimizer(self.optimizer, state["optimizer"])
         if self.rate.scheduler is not None:
@@ -251,7 +230,7 @@ def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
 
 
-def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+def _load(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
-        for name, tensor in tensors_of(module):
+        for name, tensor in tensors.items():
             tensor.copy_(state[name])

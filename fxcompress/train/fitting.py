@@ -20,6 +20,7 @@ from fxcompress.ir import hash_tensor
 from fxcompress.train._feed import Feed
 from fxcompress.train._loop import FitResult, Loop, tensors_of
 from fxcompress.train._modes import trainable, training
+from fxcompress.train._objective import Objective
 from fxcompress.train._snapshots import Snapshots
 from fxcompress.train.config import FitConfig
 from fxcompress.train.data import Split, one_split
@@ -73,17 +74,18 @@ def fit(
         raise UsageError("a loss compares with a teacher, and there is none")
     chosen = trainable(module, names)
     split = data if isinstance(data, Split) else one_split(config.split, data, "the data")
+    hooks = hooks or Hooks()
+    objective = Objective(module, teacher, make_terms(config.terms, functions), hooks)
     loop = Loop(
         module=module,
         config=config,
         feed=Feed(split, config.shuffle, seed),
-        teacher=teacher,
-        parameters=tuple(chosen.values()),
+        objective=objective,
+        parameters=(*chosen.values(), *objective.parameters().values()),
         evaluate=evaluate,
         upwards=higher_is_better and evaluate is not None,
         seed=seed,
-        hooks=hooks or Hooks(),
-        terms=make_terms(config.terms, functions),
+        hooks=hooks,
         snapshots=_snapshots(snapshots, module, config, seed, chosen),
         report=progress,
     )
@@ -100,7 +102,7 @@ def _left_as_found(loop: Loop) -> Iterator[None]:
     with (
         torch.random.fork_rng(devices=devices),
         training(loop.module, loop.parameters, batch_norm=keeps),
-        evaluating(loop.teacher),
+        evaluating(loop.objective.teacher),
     ):
         yield
 
