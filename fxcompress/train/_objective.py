@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxcompress.errors import UsageError
+from fxcompress.train.data import samples_in
 from fxcompress.train.hooks import Hooks, Moment
 from fxcompress.train.losses import Outcome, Term
 from fxcompress.train.metrics import call
 
-__all__ = ["Objective"]
+__all__ = ["PENALTY", "Objective", "Part", "total_of"]
+
+
+PENALTY = "penalty"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One term of the loss of a batch.
+
+    Attributes:
+        weight: What it is multiplied by.
+        mean: The mean over what counts in this batch.
+        count: How much counts: samples, tokens or elements; None for what is no mean over the
+            batch (a penalty on weights).
+    """
+
+    weight: float
+    mean: Tensor
+    count: float | Tensor | None
+
+
+def total_of(parts: Mapping[str, Part]) -> Tensor:
+    """Return the weighted sum of the terms of one batch.
+
+    Raises:
+        UsageError: It does not depend on what is trained.
+    """
+    total = torch.stack([part.weight * part.mean.reshape(()) for part in parts.values()]).sum()
+    if not total.requires_grad:
+        raise UsageError(
+            "the loss does not depend on what is trained",
+            reason="no trained parameter is read on the way to the output",
+            hint="train other parameters",
+        )
+    return total
 
 
 class Objective:
@@ -39,24 +76,27 @@ class Objective:
             DataError: The batch does not fit a loss.
             UsageError: The sum does not depend on what is trained.
         """
+        parts = self.parts(batch, target, moment)
+        return {**{name: part.mean for name, part in parts.items()}, "": total_of(parts)}
+
+    def parts(self, batch: Any, target: Any, moment: Moment) -> dict[str, Part]:
+        """Return each term by name, with what its mean is over; the penalty counts once a step.
+
+        Raises:
+            DataError: The batch does not fit a loss.
+        """
         known = None
         if self.teacher is not None:
             with torch.no_grad():
                 known = call(self.teacher, batch)
         outcome = Outcome(call(self.module, batch), known, batch, target)
-        found = {term.name: term.loss(outcome, moment.progress) for term in self.terms}
-        weighted = [term.weight(moment.progress) * found[term.name] for term in self.terms]
+        found: dict[str, Part] = {}
+        for term in self.terms:
+            mean = term.loss(outcome, moment.progress)
+            found[term.name] = Part(term.weight(moment.progress), mean, samples_in(batch))
         if self.hooks.penalty is not None:
-            found["penalty"] = self.hooks.penalty(self.module, moment)
-            weighted.append(found["penalty"])
-        total = torch.stack([each.reshape(()) for each in weighted]).sum()
-        if not total.requires_grad:
-            raise UsageError(
-                "the loss does not depend on what is trained",
-                reason="no trained parameter is read on the way to the output",
-                hint="train other parameters",
-            )
-        return {**found, "": total}
+            found[PENALTY] = Part(1.0, self.hooks.penalty(self.module, moment), None)
+        return found
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return what is trained besides the module's own parameters, by name."""
