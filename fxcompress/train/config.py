@@ -135,7 +135,4 @@ class FitConfig(Part):
     @property
     def needs_teacher(self) -> bool:
         """Whether a loss compares with a teacher; a function of one's own may, or may not."""
-        return any(
-            isinstance(term, SoftLabels) or (isinstance(term, Mse) and term.against == "teacher")
-            for term in self.terms
-        )
+        return any(term.compares for term in self.terms)

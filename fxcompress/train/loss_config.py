@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
@@ -46,7 +46,29 @@ def value_at(schedule: Schedule, progress: float) -> float:
 
 
 class Loss(Part):
-    """What every loss is told."""
+    """What every loss is told, and what it says of itself.
+
+    Attributes:
+        reads: What it may read of an outcome: `output`, `target`, `teacher` (its output), `taps`.
+        projects: Whether taps of both sides must have one shape, so that a projector is needed
+            where widths differ.
+        relates: Whether it compares samples of a batch with one another: then micro-batches are
+            compared each in itself.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"output"})
+    projects: ClassVar[bool] = False
+    relates: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it reads with these options."""
+        return self.reads
+
+    @property
+    def compares(self) -> bool:
+        """Whether it needs a teacher."""
+        return bool(self.needs & {"teacher", "taps"})
 
     weight: Schedule = Field(default=1.0, description="What this term is multiplied by.")
 
@@ -54,6 +76,7 @@ class Loss(Part):
 class HardLabels(Loss):
     """Cross entropy against the targets."""
 
+    reads: ClassVar[frozenset[str]] = frozenset({"output", "target"})
     use: Literal["hard_labels"]
     smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="Share of each target spread over all classes."
@@ -68,6 +91,7 @@ class HardLabels(Loss):
 class NextToken(Loss):
     """Cross entropy of each next token, as the metric `perplexity` counts it."""
 
+    reads: ClassVar[frozenset[str]] = frozenset({"output", "target"})
     use: Literal["next_token"]
     smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="Share of each target spread over the vocabulary."
@@ -77,6 +101,7 @@ class NextToken(Loss):
 class SoftLabels(Loss):
     """KL divergence to the teacher's distribution at a temperature, times its square."""
 
+    reads: ClassVar[frozenset[str]] = frozenset({"output", "teacher"})
     use: Literal["soft_labels"]
     temperature: Schedule = Field(
         default=4.0, description="What the logits of both are divided by; or `{from:, to:}`."
@@ -96,10 +121,16 @@ class SoftLabels(Loss):
 class Mse(Loss):
     """Mean squared error."""
 
+    reads: ClassVar[frozenset[str]] = frozenset({"output", "target", "teacher"})
     use: Literal["mse"]
     against: Literal["targets", "teacher"] = Field(
         default="targets", description="What the output is compared with."
     )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it reads with these options."""
+        return frozenset({"output", self.against.removesuffix("s")})
 
 
 class Custom(Loss):
@@ -108,6 +139,7 @@ class Custom(Loss):
     `outcome` has `output`, `target`, `batch` and, with a teacher, `teacher`.
     """
 
+    reads: ClassVar[frozenset[str]] = frozenset({"output", "target", "teacher", "taps"})
     use: Literal["custom"]
     factory: str = Field(
         pattern=r"^[^:]+:[A-Za-z_]\w*$",
@@ -116,6 +148,11 @@ class Custom(Loss):
     args: dict[str, JsonValue] = Field(
         default_factory=dict, description="Further keyword arguments of the function."
     )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it surely reads: a function may do without a teacher."""
+        return frozenset({"output"})
 
 
 LossConfig: TypeAlias = Annotated[

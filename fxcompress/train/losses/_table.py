@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fxcompress.errors import UsageError
 from fxcompress.train import loss_config as config
+from fxcompress.train.data import samples_in
 from fxcompress.train.loss_config import LossConfig
-from fxcompress.train.losses._outcome import LossFunction, Outcome, Term
+from fxcompress.train.losses._outcome import LossFunction, Outcome, Term, Total
 from fxcompress.train.losses.outputs import hard_labels, mse, next_token, soft_label_loss
 
 __all__ = ["LOSSES", "make_terms"]
@@ -54,7 +55,7 @@ def _own(options: config.Custom, functions: Mapping[str, Callable[..., Tensor]])
         )
     own = functions[options.factory]
 
-    def call(_: config.Custom, outcome: Outcome, progress: float) -> Tensor:
+    def call(_: config.Custom, outcome: Outcome, progress: float) -> Total:
         value = own(outcome, **options.args)
         if not isinstance(value, Tensor) or value.numel() != 1:
             what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -62,6 +63,7 @@ def _own(options: config.Custom, functions: Mapping[str, Callable[..., Tensor]])
                 f"the loss {options.factory} returned {what}",
                 reason="a loss is a tensor of one number",
             )
-        return value
+        count = samples_in(outcome.batch)
+        return value * count, count
 
     return call

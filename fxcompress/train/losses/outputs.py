@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from fxcompress.errors import DataError
 from fxcompress.train import loss_config as config
 from fxcompress.train.loss_config import value_at
-from fxcompress.train.losses._outcome import Outcome
+from fxcompress.train.losses._outcome import Outcome, Total
 from fxcompress.train.losses._rows import (
     classes_first,
     counted,
@@ -22,7 +22,7 @@ from fxcompress.train.metrics import IGNORED, main_output, next_tokens
 __all__ = ["hard_labels", "mse", "next_token", "soft_label_loss", "soft_labels"]
 
 
-def hard_labels(options: config.HardLabels, outcome: Outcome, progress: float) -> Tensor:
+def hard_labels(options: config.HardLabels, outcome: Outcome, progress: float) -> Total:
     """Return −Σ_c t_c · log softmax(z)_c, mean over the targets that are not -100.
 
     Targets are classes `[batch, ...]`, or probabilities of the shape of the logits; the t of a
@@ -34,12 +34,13 @@ def hard_labels(options: config.HardLabels, outcome: Outcome, progress: float) -
         same_shape(logits, target, "logits and target probabilities")
         first = options.classes == "first" or (options.classes is None and logits.dim() > 3)
         rows, shares = rows_of(logits, first), rows_of(target, first)
-        return F.cross_entropy(rows, shares, label_smoothing=options.smoothing)
+        total = F.cross_entropy(rows, shares, label_smoothing=options.smoothing, reduction="sum")
+        return total, len(rows)
     rows = rows_of(logits, classes_first(logits, target, options.classes))
     return _cross_entropy(rows, target.flatten(), options.smoothing)
 
 
-def next_token(options: config.NextToken, outcome: Outcome, progress: float) -> Tensor:
+def next_token(options: config.NextToken, outcome: Outcome, progress: float) -> Total:
     """Return the mean negative log likelihood of each next token, as `perplexity` counts it.
 
     Logits are `[batch, seq, vocabulary]`; tokens are the targets `[batch, seq]`, or `input_ids` of
@@ -49,7 +50,7 @@ def next_token(options: config.NextToken, outcome: Outcome, progress: float) -> 
     return _cross_entropy(wide(scores), following, options.smoothing)
 
 
-def soft_label_loss(options: config.SoftLabels, outcome: Outcome, progress: float) -> Tensor:
+def soft_label_loss(options: config.SoftLabels, outcome: Outcome, progress: float) -> Total:
     """Return `soft_labels` over all places that count.
 
     Left out are places with a target of -100 and padding of `attention_mask`.
@@ -63,7 +64,8 @@ def soft_label_loss(options: config.SoftLabels, outcome: Outcome, progress: floa
     kept = counted(outcome, ours.shape[0])
     if kept is not None:
         ours, theirs = ours[kept], theirs[kept]
-    return soft_labels(ours, theirs, value_at(options.temperature, progress))
+    temperature = value_at(options.temperature, progress)
+    return soft_labels(ours, theirs, temperature) * len(ours), len(ours)
 
 
 def soft_labels(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -83,7 +85,7 @@ def soft_labels(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return total * temperature**2 / max(len(logits), 1)
 
 
-def mse(options: config.Mse, outcome: Outcome, progress: float) -> Tensor:
+def mse(options: config.Mse, outcome: Outcome, progress: float) -> Total:
     """Return the mean of (y − t)² over all elements, t being the targets or the teacher's output.
 
     Raises:
@@ -95,11 +97,11 @@ def mse(options: config.Mse, outcome: Outcome, progress: float) -> Tensor:
     else:
         other = labels_of(outcome.target)
     same_shape(output, other, f"the output and the {options.against.rstrip('s')}")
-    return F.mse_loss(wide(output), wide(other))
+    return F.mse_loss(wide(output), wide(other), reduction="sum"), output.numel()
 
 
-def _cross_entropy(rows: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Return the mean cross entropy of `[rows, classes]`; 0 where every label is -100."""
+def _cross_entropy(rows: Tensor, labels: Tensor, smoothing: float) -> Total:
+    """Return the cross entropy of `[rows, classes]` over the labels that are not -100."""
     try:
         total = F.cross_entropy(
             rows, labels.long(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum"
@@ -110,4 +112,4 @@ def _cross_entropy(rows: Tensor, labels: Tensor, smoothing: float) -> Tensor:
             reason=f"targets go from {int(labels.min())} to {int(labels.max())}",
             hint="classes count from 0; -100 leaves a place out",
         ) from error
-    return total / (labels != IGNORED).sum().clamp(min=1)
+    return total, (labels != IGNORED).sum()
