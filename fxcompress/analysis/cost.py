@@ -24,7 +24,7 @@ class CostSummary(BaseModel):
     """The totals of a Program, as plans, locks and reports keep them.
 
     Attributes:
-        nodes: Nodes that compute (inputs, parameters and the output are not counted).
+        nodes: Nodes that compute (inputs, parameters, taps and the output are not counted).
         parameters: Elements of parameters, tied ones once.
         bytes: Bytes of parameters and persistent buffers as stored, tied ones once; weights behind
             a weight quantiser count their bit width, its scales and zero points.
@@ -246,7 +246,7 @@ def _row(program: Program, node: fx.Node, id_: str, op: str, seen: set[int]) -> 
         seen.add(id(tensor))
         parameters += tensor.numel() if isinstance(tensor, nn.Parameter) else 0
         stored += (tensor.numel() * bits + 7) // 8
-    computes = node.op not in ("placeholder", "get_attr", "output")
+    computes = node.op not in ("placeholder", "get_attr", "output") and op != "tap"
     return _Row(
         id=id_,
         op=op,
@@ -254,8 +254,8 @@ def _row(program: Program, node: fx.Node, id_: str, op: str, seen: set[int]) -> 
         parameters=parameters,
         bytes=stored,
         macs=macs(op, node, module) if computes else 0,
-        output=_storages(node) if node.op != "get_attr" and node.op != "output" else (),
-        operands=tuple(s for n in node.all_input_nodes for s, _ in _storages(n)),
+        output=() if node.op in ("get_attr", "output") or op == "tap" else _storages(node),
+        operands=() if op == "tap" else _read_storages(node),
         computes=computes,
     )
 
@@ -325,6 +325,10 @@ def _stored_bits(program: Program, node: fx.Node) -> int | None:
         else:
             return None
     return max(bits) if bits else None
+
+
+def _read_storages(node: fx.Node) -> tuple[int, ...]:
+    return tuple(storage for source in node.all_input_nodes for storage, _ in _storages(source))
 
 
 def _storages(node: fx.Node) -> tuple[tuple[int, Expr], ...]:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.ir._calling import CallLike
 from fxcompress.ir.program import Program
 from fxcompress.ir.signature import Parameter, Signature
-from fxcompress.rewrite import without_masks
+from fxcompress.rewrite import without_masks, without_taps
 
 __all__ = ["Call", "PlainProgram", "plain_program"]
 
@@ -92,9 +92,9 @@ class PlainProgram:
 def plain_program(program: Program) -> PlainProgram:
     """Return a private copy of `program` that is called with plain containers.
 
-    Masks on weights are burned in: they are there to train under.
+    Masks on weights are burned in and taps taken out: they are there for training.
     """
-    module = without_masks(program).copy().module
+    module = without_masks(without_taps(program)).copy().module
     flattened: dict[str, None] = {}
     parameters = _parameters(program.signature, flattened)
     (output,) = module.graph.find_nodes(op="output")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fxcompress.ir.ops import bind as bind
     from fxcompress.ir.ops import is_known as is_known
     from fxcompress.ir.ops import is_scalar as is_scalar
+    from fxcompress.ir.ops import is_tap as is_tap
     from fxcompress.ir.ops import module_of as module_of
     from fxcompress.ir.ops import op_name as op_name
     from fxcompress.ir.ops import op_of as op_of
@@ -77,6 +78,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "is_known": "ops",
         "is_scalar": "ops",
         "is_stock": "modules",
+        "is_tap": "ops",
         "load": "storage",
         "module_of": "ops",
         "node_ids": "naming",

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxcompress.ir._optable import ROWS, Attr, Kind, Op
 from fxcompress.ir.modules import describe, is_stock, qualified_class
+from fxcompress.nn.tap import Tap
 
 __all__ = [
     "Attr",
@@ -22,6 +23,7 @@ __all__ = [
     "is_inplace",
     "is_known",
     "is_scalar",
+    "is_tap",
     "module_of",
     "op_name",
     "op_of",
@@ -335,6 +337,11 @@ def is_scalar(node: fx.Node) -> bool:
     """Whether a node's result is a size or a number, not a tensor."""
     value = node.meta.get("val")
     return isinstance(value, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def is_tap(node: fx.Node) -> bool:
+    """Whether a node is a tap, which is kept although nothing reads it."""
+    return node.op == "call_module" and isinstance(module_of(node), Tap)
 
 
 _INPLACE_FUNCTIONS: Final = frozenset({"setitem"})

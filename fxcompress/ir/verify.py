@@ -14,7 +14,7 @@ from fxcompress.errors import FxCompressError, ModelError, VerifyError
 from fxcompress.ir._memo import type_key
 from fxcompress.ir.modules import ModuleConfig, describe, is_stock
 from fxcompress.ir.naming import node_ids
-from fxcompress.ir.ops import is_inplace
+from fxcompress.ir.ops import is_inplace, is_tap
 from fxcompress.ir.propagate import (
     Evaluator,
     describe_value,
@@ -164,9 +164,9 @@ def _functional(checked: _Checked) -> Iterator[Violation]:
 
 
 def _alive(checked: _Checked) -> Iterator[Violation]:
-    """Every node is used."""
+    """Every node is used, or a tap."""
     for node in checked.program.nodes:
-        if node.users or node.op in ("placeholder", "output") or is_inplace(node):
+        if node.users or node.op in ("placeholder", "output") or is_inplace(node) or is_tap(node):
             continue
         yield checked.at(node, "every node is used", "nothing uses it")
 

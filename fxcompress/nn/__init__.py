@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fxcompress.nn.recurrent import take_weights_as_operands as take_weights_as_operands
     from fxcompress.nn.stochastic import StochasticDepth as StochasticDepth
     from fxcompress.nn.stochastic import TrainingSwitch as TrainingSwitch
+    from fxcompress.nn.tap import Tap as Tap
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -52,6 +53,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "OperandLinear": "operand",
         "OperandRNN": "recurrent",
         "StochasticDepth": "stochastic",
+        "Tap": "tap",
         "TrainingSwitch": "stochastic",
         "affine_parameters": "fake_quantize",
         "own_weight": "operand",

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from fxcompress.errors import PassError
+from fxcompress.ir.ops import is_tap
 from fxcompress.ir.propagate import propagate
 from fxcompress.rewrite._derive import derive_edits
 from fxcompress.rewrite._modules import split
@@ -74,7 +75,8 @@ def _tensor_of(module: fx.GraphModule, name: str) -> torch.Tensor | None:
 
 def _remove_dead_nodes(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):
-        if not node.users and node.op not in ("placeholder", "output") and not _mutates(node):
+        kept = node.op in ("placeholder", "output") or _mutates(node) or is_tap(node)
+        if not node.users and not kept:
             graph.erase_node(node)
 
 

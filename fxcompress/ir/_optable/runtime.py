@@ -10,6 +10,7 @@ ROWS = (
     row("binarize", "quantize", "input", nn="fxcompress.nn.Binarize", fn=""),
     row("float_quant", "quantize", "input", nn="fxcompress.nn.FloatQuantize", fn=""),
     row("mask", "elementwise", "input", nn="fxcompress.nn.Mask", fn=""),
+    row("tap", "identity", "input", nn="fxcompress.nn.Tap", fn=""),
     row("training_switch", "other", "", nn="fxcompress.nn.TrainingSwitch", fn=""),
     row("stochastic_depth", "dropout", "input", nn="fxcompress.nn.StochasticDepth", fn=""),
     row("fake_quantize_per_tensor_affine", "quantize",

@@ -15,6 +15,7 @@ from fxcompress.nn import (
     FloatQuantize,
     Mask,
     StochasticDepth,
+    Tap,
 )
 from tests.axes.support import Built, Case, Net, Sizes, case, tokens
 
@@ -196,6 +197,7 @@ CASES: tuple[Case, ...] = (
     case("binarize", lambda s: _binarized(s, tracking=False)),
     case("binarize", lambda s: _binarized(s, tracking=True), "tracking"),
     case("float_quant", _of_float8),
+    case("tap", lambda s: _parameter(lambda m, x: m.tap(x), s, tap=Tap("hidden"))),
     case("stochastic_depth", lambda s: _parameter(
         lambda m, x: m.path(x), s, path=StochasticDepth(0.5, "row"))),
     case("to", lambda s: tokens(lambda x: x.double().to(torch.float32), s)),
