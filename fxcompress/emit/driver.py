@@ -23,7 +23,7 @@ from fxcompress.emit.pt2 import DECOMPOSED_IMPORT
 from fxcompress.errors import EmitError, FxCompressError, NumericsError, UsageError
 from fxcompress.ir.program import Program
 
-__all__ = ["emit"]
+__all__ = ["emit", "write_unproved"]
 
 
 def emit(
@@ -81,6 +81,22 @@ def emit(
             _publish(name, job, directory, done, comparisons[name], seconds + shared)
             for name, (done, seconds) in written.items()
         )
+
+
+def write_unproved(program: Program, directory: Path, name: str) -> None:
+    """Write one format into a folder without comparing anything: for timing alone.
+
+    Raises:
+        MissingExtraError: The format needs a package that is not installed.
+        EmitError: It cannot be written.
+    """
+    _check_data(program)
+    directory.mkdir(parents=True, exist_ok=True)
+    options = EmitOptions()
+    plain = plain_program(program)
+    dims = bounded(program.dims, options.executorch) if name == "executorch" else program.dims
+    leaves = probes(program, None, options.seed, dims)
+    _write(name, Job(program, directory, options, leaves[0], is_quantized(plain.module)))
 
 
 def _check_formats(formats: Sequence[str]) -> None:

@@ -55,6 +55,28 @@ class Runtime:
         """Return the first artefact of this runtime in a folder."""
         return next(iter(sorted(folder.glob(f"*{self.ending}"))), None)
 
+    def write(self, program: Program, folder: Path) -> Path:
+        """Write what this runtime opens, to be timed: it is not proved equal to the Program.
+
+        Args:
+            program: What to write.
+            folder: Where to; made if it is not there.
+
+        Returns:
+            The file to open.
+
+        Raises:
+            MissingExtraError: A package is not installed.
+            EmitError: The Program cannot be written for this runtime.
+        """
+        from fxcompress.emit.driver import write_unproved
+
+        self.need()
+        write_unproved(program, folder, self.format)
+        path = self.artefact(folder)
+        assert path is not None, "the format writes a file of this ending"
+        return path
+
     def caller(
         self,
         path: Path,

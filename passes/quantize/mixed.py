@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves, Selection
 from fxcompress.pipeline.figures import Heatmap
 from fxcompress.rewrite.edits import Declined
-from fxcompress.spec.units import Count, Drop, Size
-from passes.quantize.static import ActivationOptions, StaticDecision
+from fxcompress.spec.units import Count, Drop, Duration, Size
+from passes.quantize._options import ActivationOptions, StaticOptions, WeightOptions
+from passes.quantize._targets import Target
+from passes.quantize.static import StaticDecision
 from passes.quantize.weight_only import Method, WeightOnlyDecision
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ class MixedBudget(Options):
         default=None,
         description="Multiply-accumulates of one sample, each times the bits of its two factors.",
     )
+    latency: Duration | None = Field(
+        default=None,
+        description="Median time of a call in the runtime that `target` names; a percentage is a "
+        "share of what the model takes there now. Measured on this machine.",
+    )
     sqnr: float | None = Field(
         default=None,
         description="Least predicted ratio of signal to noise of the outputs, in dB; the size is "
@@ -47,11 +54,13 @@ class MixedBudget(Options):
 
     @model_validator(mode="after")
     def _something(self) -> Self:
-        costs, losses = [self.size, self.bitops], [self.sqnr, self.metric_drop]
-        if not any(each is not None for each in (*costs, *losses)):
-            raise ValueError("needs size, bitops, sqnr or metric_drop")
-        if self.sqnr is not None and self.metric_drop is not None:
-            raise ValueError("give one of sqnr and metric_drop")
+        searched = [self.sqnr, self.metric_drop, self.latency]
+        if all(each is None for each in (self.size, self.bitops, *searched)):
+            raise ValueError("needs size, bitops, latency, sqnr or metric_drop")
+        if sum(each is not None for each in searched) > 1:
+            raise ValueError("give one of latency, sqnr and metric_drop")
+        if self.latency is not None and self.bitops is not None:
+            raise ValueError("`latency` is searched for by changing the bitops: leave `bitops` out")
         return self
 
 
@@ -86,6 +95,10 @@ class MixedOptions(Selection):
         min_length=1,
         description="Bits that a layer may get: 2 to 8, and 16 for the float type that it has.",
     )
+    target: Target = Field(
+        default="generic",
+        description="The runtime that quantizers are placed for, and whose time `latency` is.",
+    )
     sensitivity: Sensitivity = Field(
         default="output",
         description="What a layer loses at a number of bits: the error of the model's outputs "
@@ -114,6 +127,9 @@ class MixedOptions(Selection):
             wrong = [bits for bits in choices if not 2 <= bits <= 8 and bits != FLOAT]
             if wrong:
                 raise ValueError(f"{wrong[0]} bits are no choice: give 2 to 8, or 16 for float")
+        if self.budget.latency is not None and self.target in ("generic", "tensorrt-qdq"):
+            can = [name for name in get_args(Target) if name not in ("generic", "tensorrt-qdq")]
+            raise ValueError(f"`latency` is measured in a runtime: `target` is {', '.join(can)}")
         if self.budget.sqnr is not None and self.sensitivity != "output":
             raise ValueError("a budget of `sqnr` needs `sensitivity: output`")
         if self.activations is not None:
@@ -124,7 +140,18 @@ class MixedOptions(Selection):
                 )
             if self.embeddings:
                 raise ValueError("with `activations`, embeddings stay in float")
+            self._the_target_can()
         return self
+
+    def _the_target_can(self) -> None:
+        """Check every width against the kernels of the target."""
+        every = {*self.choices, *(bits for each in self.overrides for bits in each.choices)}
+        for bits in sorted(every - {FLOAT}):
+            StaticOptions(
+                target=self.target,
+                weights=WeightOptions(bits=bits),
+                activations=self.activations or ActivationOptions(),
+            )
 
 
 class LayerEntry(BaseModel):
@@ -223,8 +250,10 @@ class Mixed(Pass[MixedOptions, MixedDecision]):
       is E‖Jᵀv‖² over random signs v (Hutchinson);
     - `metric`: the loss of the metric, plus a hundredth of what `output` says, for ties.
 
-    Losses of layers are taken to add up. Tied weights are one weight. The quantizers are those of
-    `quantize.weight_only`, or with `activations` those of `quantize.static`.
+    A latency is met by searching the limit on multiply-accumulates times bits with which the
+    emitted artefact is measured to be that quick. Losses of layers are taken to add up. Tied
+    weights are one weight. The quantizers are those of `quantize.weight_only`, or with
+    `activations` those of `quantize.static`.
 
     Preserves: approximate. Needs: a `calibration` split, and the extra `mixed`.
     """

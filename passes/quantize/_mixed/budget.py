@@ -14,6 +14,7 @@ from passes.quantize.mixed import FLOAT
 
 if TYPE_CHECKING:
     from passes.quantize._mixed.judged import Judge
+    from passes.quantize._mixed.timed import Timer
     from passes.quantize.mixed import MixedOptions
 
 __all__ = ["Allocation", "allocate"]
@@ -35,7 +36,8 @@ def allocate(
     found: Candidates,
     losses: Sequence[Sequence[float]],
     options: MixedOptions,
-    judge: Judge | None,
+    judge: Judge | None = None,
+    timer: Timer | None = None,
 ) -> Allocation:
     """Return the choices that lose least within the budget, or cost least within a loss.
 
@@ -44,6 +46,7 @@ def allocate(
         losses: Of each weight at each choice.
         options: Hold the budget.
         judge: Measures the metric, where the budget limits its loss; None while planning.
+        timer: Measures the latency, where there is a budget of it; None while planning.
 
     Raises:
         UsageError: The budget cannot be met.
@@ -54,6 +57,8 @@ def allocate(
         picked = table.smallest({**limits, "loss": 10 ** (-options.budget.sqnr / 10)})
     elif judge is not None and judge.allowed is not None:
         picked = _smallest_by_metric(table, limits, judge)
+    elif timer is not None:
+        picked = _quick_enough(table, limits, timer, _float_bitops(found))
     elif limits:
         picked = solve(Problem(table.costs, "loss", limits))
     else:
@@ -111,7 +116,7 @@ def _cost_limits(found: Candidates, options: MixedOptions, table: _Table) -> dic
                 f"least {math.ceil(least + found.rest)}B",
             )
     if options.budget.bitops is not None:
-        whole = sum(_whole(each.choices, each.bitops) for each in found.weights)
+        whole = _float_bitops(found)
         limits["bitops"] = options.budget.bitops.of(whole)
         least = table.least("bitops")
         if least > limits["bitops"]:
@@ -123,6 +128,10 @@ def _cost_limits(found: Candidates, options: MixedOptions, table: _Table) -> dic
                 f"{math.ceil(least)}",
             )
     return limits
+
+
+def _float_bitops(found: Candidates) -> float:
+    return sum(_whole(each.choices, each.bitops) for each in found.weights)
 
 
 def _whole(choices: Sequence[int], bitops: Sequence[int]) -> float:
@@ -174,6 +183,26 @@ def _smallest_by_metric(table: _Table, limits: dict[Name, float], judge: Judge) 
         else:
             high = middle
     return best
+
+
+def _quick_enough(
+    table: _Table, limits: dict[Name, float], timer: Timer, whole: float
+) -> list[int] | None:
+    """Return the allocation that is measured to be as quick as asked, and loses least.
+
+    Time rises with multiply-accumulates times bits, but by a law of the runtime's own: the limit on
+    them is searched for, the time being measured.
+    """
+    least = table.least("bitops")
+
+    def at(share: float) -> list[int] | None:
+        bitops = max(share * whole, least)
+        return solve(Problem(table.costs, "loss", {**limits, "bitops": bitops}))
+
+    low = least / max(whole, 1.0)
+    if at(low) is None:
+        return None
+    return at(timer.search(low, lambda share: at(share) or table.largest()))
 
 
 def _impossible(

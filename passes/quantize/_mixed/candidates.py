@@ -261,6 +261,7 @@ def static_options(options: MixedOptions, bits: Mapping[tuple[str, ...], int]) -
         types=selection.types,
         exclude=selection.exclude,
         expect=selection.expect,
+        target=options.target,
         weights=WeightOptions(observer=options.weights.search),
         activations=options.activations,
         calibration=options.calibration,

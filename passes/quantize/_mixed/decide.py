@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from fxcompress.rewrite import GraphRewriter
 from fxcompress.rewrite.edits import Declined
 from passes.quantize._mixed.allocate import need_scipy
 from passes.quantize._mixed.budget import Allocation, allocate
@@ -18,8 +19,10 @@ from passes.quantize._mixed.candidates import (
     weight_only_options,
 )
 from passes.quantize._mixed.hessian import hessian_losses
+from passes.quantize._mixed.insert import insert
 from passes.quantize._mixed.judged import Judge, metric_losses
 from passes.quantize._mixed.outputs import output_losses
+from passes.quantize._mixed.timed import Timer
 from passes.quantize._static import decide as decide_static
 from passes.quantize._weight_only.decide import decide as decide_weight_only
 from passes.quantize.mixed import FLOAT, LayerEntry, MixedDecision
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["decide"]
 
+_TIMED_SAMPLES: Final = 8
+
 
 def decide(program: Program, options: MixedOptions, context: Context) -> MixedDecision:
     """Return the decision of `quantize.mixed`."""
@@ -41,13 +46,33 @@ def decide(program: Program, options: MixedOptions, context: Context) -> MixedDe
     if context.planning or any(program.state()[each.tensor].is_meta for each in found.weights):
         return _planned(program, options, context, found)
     judge = Judge(program, found, options, context) if _judged(options) else None
+    timer = _timer(program, options, context, found)
     losses = _monotone(found.weights, _losses(program, found, options, context, judge))
-    chosen = allocate(found, losses, options, judge)
+    chosen = allocate(found, losses, options, judge, timer)
     return _decision(program, options, context, found, chosen, losses)
 
 
 def _judged(options: MixedOptions) -> bool:
     return options.sensitivity == "metric" or options.budget.metric_drop is not None
+
+
+def _timer(
+    program: Program, options: MixedOptions, context: Context, found: Candidates
+) -> Timer | None:
+    if options.budget.latency is None:
+        return None
+    # Ranges do not change the time, so that a few samples do; nor do better integers.
+    weights = options.weights.model_copy(update={"method": "rtn"})
+    samples = min(options.calibration, _TIMED_SAMPLES)
+    quick = options.model_copy(update={"calibration": samples, "weights": weights})
+
+    def built(picked: Sequence[int]) -> Program:
+        trial = Allocation(tuple(picked), 0, 0.0)
+        rewriter = GraphRewriter(program)
+        insert(rewriter, _decision(program, quick, context, found, trial, None))
+        return rewriter.finish()
+
+    return Timer(program, options.target, options.budget.latency, built, context)
 
 
 def _planned(
@@ -58,7 +83,7 @@ def _planned(
         [0.0 if bits == FLOAT else sum(each.bytes) * 4.0**-bits for bits in each.choices]
         for each in found.weights
     ]
-    chosen = allocate(found, alike, options, None)
+    chosen = allocate(found, alike, options)
     made = _decision(program, options, context, found, chosen, None)
     samples = f"known after calibration ({options.calibration} samples)"
     pending = tuple(f"{each.tensor}: bits {samples}" for each in found.weights)

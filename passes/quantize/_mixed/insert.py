@@ -8,6 +8,7 @@ from fxcompress.errors import PassError
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import op_name
 from passes.quantize import _insert
+from passes.quantize._gates import insert_gates
 from passes.quantize._weight_only import insert as weight_only
 from passes.quantize.mixed import FLOAT
 
@@ -28,6 +29,7 @@ def insert(rewriter: GraphRewriter, decision: MixedDecision) -> None:
         weight_only.insert(rewriter, decision.weight_only.weights, decision.arrays)
     if decision.static is not None:
         _insert.insert_activations(rewriter, decision.static.activations)
+        insert_gates(rewriter, decision.static.gates)
         _insert.insert_weights(rewriter, decision.static.weights, decision.arrays)
 
 

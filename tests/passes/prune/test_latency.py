@@ -6,7 +6,7 @@ from fxcompress.analysis import cost
 from fxcompress.errors import UsageError
 from fxcompress.pipeline.context import Context
 from passes.prune._channels import latency
-from passes.prune._channels.latency import search
+from passes._latency import search
 from passes.prune.channels import Channels
 from tests.passes.models import ResNet
 from tests.passes.support import apply, captured

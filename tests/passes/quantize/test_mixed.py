@@ -12,8 +12,10 @@ from torch import nn
 from fxcompress.analysis import cost
 from fxcompress.errors import DataError, MissingExtraError, UsageError
 from fxcompress.ir import capture
+from fxcompress.ir.ops import op_name
 from fxcompress.pipeline.context import Context
 from fxcompress.train.metrics import Metric
+from passes.quantize._mixed import timed
 from passes.quantize._mixed.allocate import Problem, solve
 from passes.quantize._mixed.hessian import mean_traces
 from passes.quantize.mixed import Mixed
@@ -206,6 +208,73 @@ class TestHessian:
         assert len(set(bits(result).values())) > 1
 
 
+class Watch:
+    """Says how long a Program takes from how many of its weights are quantised."""
+
+    seconds = 0.01
+
+    def __init__(self, program, runtime):
+        self.runtime, self.built = runtime, []
+
+    def ratio(self, program, *, longer=False):
+        quantised = sum(op_name(node) == "fake_quant" for node in program.nodes)
+        self.built.append(quantised)
+        return 1.0 - 0.01 * quantised
+
+
+IN_ONNXRUNTIME = {"target": "onnxruntime", "activations": {}, "choices": [8, 16]}
+
+
+class TestLatency:
+    @pytest.fixture
+    def watches(self, monkeypatch):
+        made = []
+
+        def watch(program, runtime):
+            made.append(Watch(program, runtime))
+            return made[-1]
+
+        monkeypatch.setattr(timed, "Stopwatch", watch)
+        return made
+
+    def test_it_is_met_with_as_few_quantised_layers_as_it_takes(self, resnet, watches):
+        context = images()
+        result = mixed(resnet, {"latency": "75%"}, context, **IN_ONNXRUNTIME)
+        (watch,) = watches
+        assert watch.runtime == "onnxruntime"
+        quantised = sum(op_name(node) == "fake_quant" for node in result.program.nodes)
+        assert max(watch.built) > quantised >= 25
+        assert {8, 16} == set(bits(result).values())
+        before, after = context.measured["latency_ms"]
+        assert after == pytest.approx(before * (1 - 0.01 * quantised))
+
+    def test_a_size_beside_it_is_kept(self, resnet, watches):
+        result = mixed(resnet, {"latency": "80%", "size": "40%"}, **IN_ONNXRUNTIME)
+        assert result.decision.bytes <= 0.4 * cost(resnet).summary().bytes
+
+    def test_what_cannot_be_met_says_the_least(self, resnet, watches):
+        with pytest.raises(UsageError, match="30% cannot be met in onnxruntime") as error:
+            mixed(resnet, {"latency": "30%"}, **IN_ONNXRUNTIME)
+        assert error.value.hint.endswith("ms")
+
+    def test_what_is_met_already(self, resnet, watches):
+        with pytest.raises(UsageError, match="20ms is met already"):
+            mixed(resnet, {"latency": "20ms"}, **IN_ONNXRUNTIME)
+
+    def test_a_plan_measures_nothing(self, resnet, watches):
+        mixed(resnet, {"latency": "75%"}, Context(planning=True), **IN_ONNXRUNTIME)
+        assert not watches
+
+    @pytest.mark.slow
+    def test_a_runtime_is_timed(self):
+        pytest.importorskip("onnxruntime")
+        program = folded(lambda: ResNet(width=32), 2, 3, 64, 64)
+        context = Context(data={"calibration": [(torch.randn(4, 3, 64, 64),)] * 2})
+        mixed(program, {"latency": "60%"}, context, **IN_ONNXRUNTIME)
+        before, after = context.measured["latency_ms"]
+        assert after <= 0.6 * before
+
+
 class TestErrors:
     def test_a_size_that_cannot_be_met_says_what_can(self, resnet):
         with pytest.raises(UsageError) as error:
@@ -242,7 +311,20 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"budget": {}}, "needs size, bitops, sqnr or metric_drop"),
+            ({"budget": {}}, "needs size, bitops, latency, sqnr or metric_drop"),
+            ({"budget": {"latency": "50%"}}, "measured in a runtime: `target` is onnxruntime"),
+            (
+                {"budget": {"latency": "50%", "bitops": "9%"}, "target": "onnxruntime"},
+                "leave `bitops` out",
+            ),
+            (
+                {"budget": {"latency": "50%", "sqnr": 9.0}, "target": "onnxruntime"},
+                "give one of latency, sqnr and metric_drop",
+            ),
+            (
+                {"budget": {"size": "9%"}, "activations": {}, "target": "onnxruntime"},
+                "onnxruntime's integer kernels take weights of 8 bits, not of 2",
+            ),
             ({"budget": {"size": "9%"}, "choices": [1]}, "1 bits are no choice"),
             ({"budget": {"size": "9%"}, "choices": [12]}, "12 bits are no choice"),
             ({"budget": {"sqnr": 9.0}, "sensitivity": "sqnr"}, "needs `sensitivity: output`"),

@@ -1,9 +1,13 @@
-"""Time Programs against the one that is pruned."""
+"""Time Programs against the one that is there, in torch or in a runtime."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -29,19 +33,27 @@ LONGER: Final = 4
 class Stopwatch:
     """Times Programs on one input, in turns with the one given.
 
-    Times are lower quartiles: what else runs on the machine only ever adds to them.
+    Times are lower quartiles: what else runs on the machine only ever adds to them. A runtime gets
+    as many threads as torch has, and the artefacts that it opens are written to a folder that goes
+    with the stopwatch.
 
     Attributes:
         program: The one given.
+        runtime: Of `fxcompress.emit.RUNTIMES`; None times the graph in torch.
         repeats: How many calls a measurement times.
         seconds: Time of a call of the one given, as last measured.
     """
 
     program: Program
+    runtime: str | None = None
     repeats: int = field(init=False)
     seconds: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self._written = 0
+        if self.runtime is not None:
+            self._folder = Path(tempfile.mkdtemp(prefix="fxcompress-latency-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         # With one thread the processor's time is the call's, whatever else runs on the machine.
         self._clock: Clock = "cpu" if torch.get_num_threads() == 1 else "wall"
         self._inputs = probes(self.program, 0)[0]
@@ -70,9 +82,20 @@ class Stopwatch:
 
     def _call(self, program: Program) -> Callable[[], object]:
         """Return a call of the graph alone, without packing of inputs and outputs."""
+        if self.runtime is not None:
+            return self._opened(program)
         from torch.fx.graph import CodeGen
 
         flat = program.copy().module.eval()
         flat.graph.set_codegen(CodeGen())
         flat.recompile()
         return lambda: flat(*self._inputs)
+
+    def _opened(self, program: Program) -> Callable[[], object]:
+        """Return a call of what the runtime opens."""
+        from fxcompress.emit import RUNTIMES
+
+        runtime = RUNTIMES[str(self.runtime)]
+        self._written += 1
+        path = runtime.write(program, self._folder / str(self._written))
+        return runtime.caller(path, program, self._inputs, torch.get_num_threads())
