@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.errors import UsageError
-from fxcompress.train.data import samples_in
 from fxcompress.train.hooks import Hooks, Moment
 from fxcompress.train.losses import Outcome, Term
 from fxcompress.train.metrics import call
@@ -92,8 +91,9 @@ class Objective:
         outcome = Outcome(call(self.module, batch), known, batch, target)
         found: dict[str, Part] = {}
         for term in self.terms:
-            mean = term.loss(outcome, moment.progress)
-            found[term.name] = Part(term.weight(moment.progress), mean, samples_in(batch))
+            total, count = term.total(outcome, moment.progress)
+            least = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+            found[term.name] = Part(term.weight(moment.progress), total / least, count)
         if self.hooks.penalty is not None:
             found[PENALTY] = Part(1.0, self.hooks.penalty(self.module, moment), None)
         return found
