@@ -20,6 +20,7 @@ from torch import fx
 from fxcompress.emit._artifact import Written
 from fxcompress.emit._bounds import bounded
 from fxcompress.emit._executorch_forms import Forms, write_forms
+from fxcompress.emit._executorch_sizes import sizes_pass
 from fxcompress.emit._export import export_program
 from fxcompress.emit._extras import need_extra
 from fxcompress.emit._job import Job
@@ -79,7 +80,9 @@ def _compile(program: torch.export.ExportedProgram) -> tuple[_Delegated, bytes]:
         from executorch.exir import to_edge_transform_and_lower
 
         try:
-            edge: Any = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            edge: Any = to_edge_transform_and_lower(
+                program, transform_passes=[sizes_pass], partitioner=[XnnpackPartitioner()]
+            )
             found = _delegated(edge.exported_program().graph_module)
             return found, bytes(edge.to_executorch().buffer)
         except Exception as error:

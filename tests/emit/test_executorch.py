@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import fx
 
 from fxcompress.emit import Artifact, EmitOptions, ExecutorchOptions, emit
 from fxcompress.emit._executorch_forms import write_forms
+from fxcompress.emit._executorch_sizes import infer_sizes
 from fxcompress.emit._lower import EXECUTORCH, INDUCTOR, Target, lower, register_decomposed
 from fxcompress.emit._plain import plain_program
 from fxcompress.errors import UsageError
@@ -98,6 +100,34 @@ def test_an_unknown_size_is_refused(net: Program, tmp_path: Path) -> None:
     options = EmitOptions(executorch=ExecutorchOptions(maximum={"seq": 4}))
     with pytest.raises(UsageError, match="no dynamic size 'seq'"):
         emit(net, tmp_path, ["executorch"], options=options)
+
+
+def test_a_flatten_of_a_dynamic_batch_does_not_part_the_network(artifact: Artifact) -> None:
+    (note,) = (each for each in artifact.notes if "delegated to XNNPACK" in each)
+    assert note.endswith("in 1 parts are delegated to XNNPACK, all there are")
+
+
+def view(*sizes: int | str) -> tuple[int, list[object]]:
+    """Infer the sizes of a view; a computed size is given by its name."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    size = graph.call_function(torch.ops.aten.sym_size.int, (x, 0))
+    written = [size if isinstance(each, str) else each for each in sizes]
+    node = graph.call_function(torch.ops.aten.view_copy.default, (x, written))
+    graph.output(node)
+    module = fx.GraphModule(torch.nn.Module(), graph)
+    count = infer_sizes(module)
+    (seen,) = graph.find_nodes(op="call_function", target=torch.ops.aten.view_copy.default)
+    return count, [each if isinstance(each, int) else "size" for each in seen.args[1]]
+
+
+def test_only_one_computed_size_is_inferred() -> None:
+    assert view("size", 12) == (1, [-1, 12])
+    assert view(3, "size", 4) == (1, [3, -1, 4])
+    assert view("size", "size", 4) == (0, ["size", "size", 4]), "two cannot be"
+    assert view(2, 6) == (0, [2, 6])
+    assert view("size", 0) == (0, ["size", 0]), "any would do"
+    assert view("size", -1) == (0, ["size", -1]), "one is inferred already"
 
 
 @pytest.mark.slow
