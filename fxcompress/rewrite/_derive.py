@@ -22,6 +22,7 @@ from fxcompress.rewrite.edits import (
     RemoveTensor,
     SetModule,
     SetTensor,
+    SetTrainable,
 )
 
 if TYPE_CHECKING:
@@ -141,9 +142,28 @@ def _tensor_edits(rewriter: GraphRewriter, after: Program) -> list[Edit]:
             edits.append(AddTensor(name=name, type=type_text(new), trainable=trainable))
         elif new is None and old is not None:
             edits.append(RemoveTensor(name=name, type=type_text(old)))
+        elif old is not None and new is not None and _only_frozen(old, new):
+            edits.append(SetTrainable(name=name, trainable=new.requires_grad))
         elif old is not None and new is not None:
             edits.append(SetTensor(name=name, before=type_text(old), after=type_text(new)))
     return sorted(edits, key=lambda edit: getattr(edit, "name", ""))
+
+
+def _only_frozen(old: torch.Tensor, new: torch.Tensor) -> bool:
+    """Whether two parameters are the same memory, and only one of them is trained."""
+    return (
+        old.requires_grad != new.requires_grad
+        and old.dtype == new.dtype
+        and old.shape == new.shape
+        and old.stride() == new.stride()
+        and _same_memory(old, new)
+    )
+
+
+def _same_memory(old: torch.Tensor, new: torch.Tensor) -> bool:
+    if old.is_meta or new.is_meta:
+        return old.is_meta == new.is_meta
+    return old.data_ptr() == new.data_ptr()
 
 
 def _tensor_covered(name: str, rewriter: GraphRewriter) -> bool:

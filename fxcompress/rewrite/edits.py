@@ -14,6 +14,7 @@ __all__ = [
     "RemoveTensor",
     "SetModule",
     "SetTensor",
+    "SetTrainable",
 ]
 
 
@@ -76,6 +77,14 @@ class SetTensor(_Record):
     after: str
 
 
+class SetTrainable(_Record):
+    """A parameter with the same value was frozen, or thawed (`trainable`)."""
+
+    kind: Literal["set-trainable"] = "set-trainable"
+    name: str
+    trainable: bool
+
+
 class RemoveTensor(_Record):
     """A parameter or buffer was removed."""
 
@@ -85,7 +94,14 @@ class RemoveTensor(_Record):
 
 
 Edit = Annotated[
-    AddNode | RemoveNode | ChangeNode | SetModule | AddTensor | SetTensor | RemoveTensor,
+    AddNode
+    | RemoveNode
+    | ChangeNode
+    | SetModule
+    | AddTensor
+    | SetTensor
+    | SetTrainable
+    | RemoveTensor,
     Field(discriminator="kind"),
 ]
 

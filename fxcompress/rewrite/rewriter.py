@@ -203,6 +203,26 @@ class GraphRewriter(Reader):
         same = {each for each in self.tied(name) if self.tree.tensor(each) is value}
         self.touched_tensors.update({name, *same})
 
+    def set_trainable(self, name: str, trainable: bool) -> None:
+        """Freeze or thaw a parameter, under all its names; its value stays the same memory.
+
+        Raises:
+            PassError: There is no parameter of that name, or it holds integers.
+        """
+        self._open()
+        current = self.tree.tensor(name)
+        if not isinstance(current, nn.Parameter):
+            self._fail(f"there is no parameter {name}")
+        if current.requires_grad == trainable:
+            return
+        value = _parameter(current.detach(), trainable=trainable)
+        if value.requires_grad != trainable:
+            self._fail(f"{name} cannot be trained", reason=f"it holds {current.dtype}")
+        for each in self.tied(name):
+            if self.tree.tensor(each) is current:
+                self.tree.set_tensor(each, value)
+                self.touched_tensors.add(each)
+
     def add_tensor(self, name: str, tensor: torch.Tensor, *, trainable: bool) -> None:
         """Add a parameter (`trainable`) or a persistent buffer.
 
