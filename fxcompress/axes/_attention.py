@@ -10,7 +10,7 @@ from fxcompress.axes._site import Value
 from fxcompress.axes._solver import Dim, Solver
 from fxcompress.ir import Program, bind, op_name, op_spec
 
-__all__ = ["tag_attention"]
+__all__ = ["products_around", "tag_attention"]
 
 _PRODUCTS = frozenset({"matmul", "bmm", "einsum", "baddbmm"})
 _STEPS = 16
@@ -21,12 +21,17 @@ def tag_attention(program: Program, values: Mapping[fx.Node, Value], solver: Sol
     for node in program.nodes:
         if node.op in ("placeholder", "get_attr", "output") or op_name(node) != "softmax":
             continue
-        scores = _before(node)
-        mixed = _after(node)
-        if scores is None or mixed is None:
-            continue
-        for product in (scores, mixed):
+        for product in products_around(node) or ():
             _tag(product, values, solver)
+
+
+def products_around(softmax: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """Return the product that a softmax is taken of and the one that reads it, if it is attention.
+
+    Element-wise ops and reshapes may stand between them.
+    """
+    scores, mixed = _before(softmax), _after(softmax)
+    return None if scores is None or mixed is None else (scores, mixed)
 
 
 def _tag(product: fx.Node, values: Mapping[fx.Node, Value], solver: Solver) -> None:

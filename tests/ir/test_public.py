@@ -9,8 +9,8 @@ PUBLIC = [
     "Signature", "TensorInput", "Text", "Verdict", "Violation", "attributes", "bind", "capture",
     "describe", "diff", "find_node", "fingerprint", "graph_to_json", "hash_tensor", "is_known",
     "is_scalar", "is_stock", "is_tap", "load", "module_of", "node_ids", "node_lines", "op_name",
-    "op_of", "op_spec", "operands", "parse", "program_from_json", "propagate", "render_diff", "save",
-    "scope_of", "to_text", "type_text", "verify", "violations",
+    "op_of", "op_spec", "operands", "parse", "program_from_json", "propagate", "render_diff",
+    "save", "scope_of", "to_text", "type_text", "verify", "violations",
 ]  # fmt: skip
 
 
