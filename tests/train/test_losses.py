@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_refused():
         loss({"use": "hard_labels"}, z)
     with pytest.raises(DataError, match="differ in shape"):
         loss({"use": "mse"}, z, logits(0, 3, 1))
-    with pytest.raises(DataError, match="of the model and of the teacher differ"):
+    with pytest.raises(DataError, match="4 classes, the teacher's 5"):
         loss({"use": "soft_labels"}, z, None, logits(0, 3, 5))
 
 

@@ -1,7 +1,18 @@
-"""Losses by name: each a mean over what counts, so that a batch's size changes no scale."""
+"""Losses by name: each a sum over what counts and its count, so that no batch's size matters."""
 
-from fxcompress.train.losses._outcome import Outcome, Term, Total
-from fxcompress.train.losses._table import make_terms
-from fxcompress.train.losses.outputs import soft_labels
+from fxcompress.train.losses._outcome import LossFunction, Outcome, Term, Total
+from fxcompress.train.losses._table import LOSSES, Row, make_terms
+from fxcompress.train.losses._taps import Shapes
+from fxcompress.train.losses.distributions import soft_labels
 
-__all__ = ["Outcome", "Term", "Total", "make_terms", "soft_labels"]
+__all__ = [
+    "LOSSES",
+    "LossFunction",
+    "Outcome",
+    "Row",
+    "Shapes",
+    "Term",
+    "Total",
+    "make_terms",
+    "soft_labels",
+]

@@ -8,11 +8,65 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxcompress.errors import DataError
+from fxcompress.errors import DataError, UsageError
+from fxcompress.train.loss_config import Logits
 from fxcompress.train.losses._outcome import Outcome
-from fxcompress.train.metrics import IGNORED
+from fxcompress.train.metrics import IGNORED, main_output
 
-__all__ = ["classes_first", "counted", "labels_of", "rows_of", "same_shape", "wide"]
+__all__ = [
+    "attention_mask",
+    "classes_first",
+    "compared",
+    "labels_of",
+    "labels_or_none",
+    "rows_of",
+    "same_shape",
+    "teacher_output",
+    "wide",
+]
+
+
+def compared(options: Logits, outcome: Outcome) -> tuple[Tensor, Tensor]:
+    """Return the logits of model and teacher that count, both `[rows, classes]`.
+
+    Left out are places with a target of -100 and padding of `attention_mask`. The teacher's carry
+    no gradient.
+
+    Raises:
+        DataError: The shapes differ, or do not fit the targets.
+        UsageError: There is no teacher.
+    """
+    logits, teacher = main_output(outcome.output), teacher_output(outcome)
+    target, mask = labels_or_none(outcome.target), attention_mask(outcome.batch)
+    if options.shift:
+        if logits.dim() != 3:
+            raise DataError(
+                f"logits {tuple(logits.shape)} cannot be shifted",
+                reason="`shift` reads logits as [batch, seq, vocabulary]",
+                hint="leave `shift` out",
+            )
+        logits, teacher = logits[:, :-1], teacher[:, :-1]
+        target = target[:, 1:] if target is not None and target.dim() == 2 else target
+        mask = mask[:, 1:] if mask is not None and mask.dim() == 2 else mask
+    first = classes_first(logits, target, options.classes)
+    _same_classes(logits, teacher, 1 if first else -1)
+    ours, theirs = rows_of(logits, first), rows_of(teacher, first)
+    kept = _counted(target, mask, ours.shape[0])
+    return (ours, theirs) if kept is None else (ours[kept], theirs[kept])
+
+
+def teacher_output(outcome: Outcome) -> Tensor:
+    """Return the teacher's main output, where the model's is, without gradient.
+
+    Raises:
+        UsageError: There is no teacher.
+    """
+    if outcome.teacher is None:
+        raise UsageError(
+            "a loss compares with a teacher, and there is none",
+            hint="say which: `teacher: original`",
+        )
+    return main_output(outcome.teacher).detach().to(main_output(outcome.output).device)
 
 
 def classes_first(logits: Tensor, target: Tensor | None, told: str | None) -> bool:
@@ -54,31 +108,66 @@ def rows_of(logits: Tensor, first: bool) -> Tensor:
 
 
 def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 or wider."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def counted(outcome: Outcome, rows: int) -> Tensor | None:
-    """Return which rows count, `[rows]`; None where all do."""
-    kept: Tensor | None = None
-    target = outcome.target
-    if isinstance(target, Tensor) and not target.is_floating_point() and target.numel() == rows:
-        kept = (target != IGNORED).flatten()
-    mask = outcome.batch.get("attention_mask") if isinstance(outcome.batch, Mapping) else None
-    if isinstance(mask, Tensor) and mask.numel() == rows:
-        seen = (mask != 0).flatten()
-        kept = seen if kept is None else kept & seen
-    return kept
+def labels_or_none(target: Any) -> Tensor | None:
+    """Return the labels: a target that is a tensor, or `labels` of one that is a mapping."""
+    found = target.get("labels") if isinstance(target, Mapping) else target
+    return found if isinstance(found, Tensor) else None
 
 
 def labels_of(target: Any) -> Tensor:
-    if not isinstance(target, Tensor):
+    """Return the labels.
+
+    Raises:
+        DataError: There are none.
+    """
+    found = labels_or_none(target)
+    if found is None:
         raise DataError(
             "the split has no labels, and a loss needs them",
-            hint="let the data factory yield (batch, target), or train on soft_labels alone",
+            hint="let the data factory yield (batch, target), or train on losses that compare with "
+            "a teacher alone, such as soft_labels",
         )
-    return target
+    return found
+
+
+def attention_mask(batch: Any) -> Tensor | None:
+    """Return the batch's `attention_mask`, None without one."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return mask if isinstance(mask, Tensor) else None
 
 
 def same_shape(a: Tensor, b: Tensor, what: str) -> None:
+    """Check that two tensors have one shape.
+
+    Raises:
+        DataError: They have not.
+    """
     if a.shape != b.shape:
         raise DataError(f"{what} differ in shape", reason=f"{tuple(a.shape)} and {tuple(b.shape)}")
+
+
+def _same_classes(logits: Tensor, teacher: Tensor, dim: int) -> None:
+    if logits.dim() == teacher.dim() and logits.shape[dim] != teacher.shape[dim]:
+        raise DataError(
+            f"the model's logits have {logits.shape[dim]} classes, the teacher's "
+            f"{teacher.shape[dim]}",
+            reason="their classes, or the vocabularies of their tokenizers, are not the same",
+            hint="choose a teacher with the same classes or tokenizer, or compare taps, which "
+            "know no classes: `features`, `rkd`, `similarity_preserving`",
+        )
+    same_shape(logits, teacher, "logits of the model and of the teacher")
+
+
+def _counted(target: Tensor | None, mask: Tensor | None, rows: int) -> Tensor | None:
+    """Return which rows count, `[rows]`; None where all do."""
+    kept: Tensor | None = None
+    if target is not None and not target.is_floating_point() and target.numel() == rows:
+        kept = (target != IGNORED).flatten()
+    if mask is not None and mask.numel() == rows:
+        seen = (mask != 0).flatten()
+        kept = seen if kept is None else kept & seen
+    return kept

@@ -3,47 +3,102 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxcompress.errors import UsageError
 from fxcompress.train import loss_config as config
 from fxcompress.train.data import samples_in
 from fxcompress.train.loss_config import LossConfig
+from fxcompress.train.losses import (
+    attention,
+    contrast,
+    distributions,
+    features,
+    labels,
+    logits,
+    relations,
+)
 from fxcompress.train.losses._outcome import LossFunction, Outcome, Term, Total
-from fxcompress.train.losses.outputs import hard_labels, mse, next_token, soft_label_loss
+from fxcompress.train.losses._taps import Shapes
 
-__all__ = ["LOSSES", "make_terms"]
+__all__ = ["LOSSES", "Row", "make_terms"]
 
-LOSSES: Final[Mapping[str, LossFunction]] = {
-    "hard_labels": hard_labels,
-    "next_token": next_token,
-    "soft_labels": soft_label_loss,
-    "mse": mse,
+Factory: TypeAlias = Callable[[Any, Shapes], nn.Module]
+"""(options, shapes of the taps) -> a module that is called as a loss function is."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One loss.
+
+    Attributes:
+        options: What it is told.
+        function: Computes it; None where `make` builds what does.
+        make: Builds the module of a loss that trains parameters of its own.
+    """
+
+    options: type[config.Loss]
+    function: LossFunction | None = None
+    make: Factory | None = None
+
+
+LOSSES: Final[Mapping[str, Row]] = {
+    "hard_labels": Row(config.HardLabels, labels.hard_labels),
+    "next_token": Row(config.NextToken, labels.next_token),
+    "sequence_level": Row(config.SequenceLevel, labels.sequence_level),
+    "step_by_step": Row(config.StepByStep, labels.step_by_step),
+    "soft_labels": Row(config.SoftLabels, distributions.soft_label_loss),
+    "reverse_kl": Row(config.ReverseKl, distributions.reverse_kl),
+    "jensen_shannon": Row(config.JensenShannon, distributions.jensen_shannon),
+    "dist": Row(config.Dist, logits.dist),
+    "ranking": Row(config.Ranking, logits.ranking),
+    "ctkd": Row(config.Ctkd, make=lambda options, _: distributions.CurriculumTemperature(options)),
+    "mse": Row(config.Mse, logits.mse),
+    "features": Row(config.Features, features.features),
+    "attention_transfer": Row(config.AttentionTransfer, attention.attention_transfer),
+    "attention_kl": Row(config.AttentionKl, attention.attention_kl),
+    "minilm": Row(config.MiniLm, attention.minilm),
+    "fsp": Row(config.Fsp, features.fsp),
+    "rkd": Row(config.Rkd, relations.rkd),
+    "similarity_preserving": Row(config.SimilarityPreserving, relations.similarity_preserving),
+    "cka": Row(config.Cka, relations.cka),
+    "crd": Row(config.Crd, make=contrast.ContrastiveHeads),
 }
+"""Every loss but `custom`, by what `use` says."""
 
 
 def make_terms(
-    chosen: tuple[LossConfig, ...], functions: Mapping[str, Callable[..., Tensor]] | None = None
+    chosen: tuple[LossConfig, ...],
+    functions: Mapping[str, Callable[..., Tensor]] | None = None,
+    shapes: Shapes | None = None,
 ) -> tuple[Term, ...]:
     """Return the terms of these loss options; a second one of a kind is named `mse@2`.
 
     Args:
         chosen: What to add up.
         functions: The functions of `custom` losses, by what `factory` says.
+        shapes: Of each tap by name, the shapes of the model's tensor and of the teacher's: what
+            losses with heads of their own (`crd`) are built for.
 
     Raises:
-        UsageError: A custom loss has no function.
+        UsageError: A custom loss has no function, or a loss with heads knows no taps.
     """
     terms: list[Term] = []
     for options in chosen:
-        function, kind = LOSSES.get(options.use), str(options.use)
+        function: LossFunction | None
+        module, kind = None, str(options.use)
         if isinstance(options, config.Custom):
             function, kind = _own(options, functions or {}), options.factory.rpartition(":")[2]
-        assert function is not None, "every loss but a custom one has a row in LOSSES"
+        else:
+            row = LOSSES[options.use]
+            module = None if row.make is None else row.make(options, shapes or {})
+            function = row.function or module
+        assert function is not None, "a row has a function or makes a module"
         count = sum(term.name.partition("@")[0] == kind for term in terms) + 1
-        terms.append(Term(kind if count == 1 else f"{kind}@{count}", options, function))
+        terms.append(Term(kind if count == 1 else f"{kind}@{count}", options, function, module))
     return tuple(terms)
 
 

@@ -1,0 +1,124 @@
+"""Tapped tensors: which a loss reads, which of their places count, and means over taps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fxcompress.errors import DataError, UsageError
+from fxcompress.train.loss_config import Taps
+from fxcompress.train.losses._outcome import Outcome, Total
+from fxcompress.train.losses._rows import attention_mask, labels_or_none, wide
+from fxcompress.train.metrics import IGNORED
+
+__all__ = ["Shapes", "as_maps", "embeddings", "mean_over_taps", "places", "tap_names", "tapped"]
+
+Shapes: TypeAlias = Mapping[str, tuple[Sequence[int], Sequence[int]]]
+"""Of each tap by name, the shapes of the model's tensor and of the teacher's."""
+
+
+def tapped(options: Taps, outcome: Outcome) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return each tap that a loss reads: the model's tensor and the teacher's, without gradient.
+
+    The model's are those after projectors where the loss compares equal shapes, else as they are.
+
+    Raises:
+        UsageError: There are no taps, or none of a name.
+        DataError: The shapes differ although the loss compares equal shapes.
+    """
+    theirs = outcome.teacher_taps
+    ours = outcome.taps if options.projects else (outcome.raw_taps or outcome.taps)
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in tap_names(options, [name for name in ours if name in theirs]):
+        found[name] = pair = ours[name], theirs[name].detach().to(ours[name].device)
+        if options.projects and pair[0].shape != pair[1].shape:
+            raise DataError(
+                f"the tap {name} has another shape in the model than in the teacher",
+                reason=f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}",
+                hint="let the tap have a projector, or compare relations (`rkd`, "
+                "`similarity_preserving`), which need no equal widths",
+                where=name,
+            )
+    return found
+
+
+def tap_names(options: Taps, known: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the taps that a loss reads, out of those that there are.
+
+    Raises:
+        UsageError: There are no taps, or none of a name.
+    """
+    use = getattr(options, "use", "features")
+    if not known:
+        raise UsageError(
+            f"the loss {use} reads taps, and there are none",
+            hint="put a pass `distill.tap` before the training: it names places in model and "
+            "teacher",
+        )
+    for name in options.taps:
+        if name not in known:
+            raise UsageError(
+                f"the loss {use} reads a tap {name} that is not there",
+                reason=f"there are {', '.join(known)}",
+                where=name,
+            )
+    return options.taps or tuple(known)
+
+
+def mean_over_taps(totals: Sequence[Total]) -> Total:
+    """Return the mean of the taps' means, as one sum by the count of the first tap."""
+    total, count = totals[0]
+    one = _at_least_one(count)
+    for each, own in totals[1:]:
+        total = total + (each if own is count else each * (one / _at_least_one(own)))
+    return total / len(totals), count
+
+
+def _at_least_one(count: Tensor | float) -> Tensor | float:
+    """Return a count to divide by: 1 where it is 0."""
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+
+
+def places(outcome: Outcome, shape: Sequence[int]) -> Tensor | None:
+    """Return which places of a tap count, `[batch]` or `[batch, seq]`; None where all do.
+
+    Tokens `[batch, seq, hidden]` follow `attention_mask` and the targets of that shape; of any
+    other tap, samples whose only target is -100 are left out.
+    """
+    target, mask = labels_or_none(outcome.target), attention_mask(outcome.batch)
+    known = [] if mask is None else [mask != 0]
+    if target is not None and not target.is_floating_point():
+        known.append(target != IGNORED)
+    tokens = [each for each in known if len(shape) == 3 and tuple(each.shape) == tuple(shape[:2])]
+    samples = [each for each in known if each.dim() == 1 and len(each) == shape[0]]
+    found: Tensor | None = None
+    for each in (*tokens, *(s[:, None].expand_as(tokens[0]) if tokens else s for s in samples)):
+        found = each if found is None else found & each
+    return found
+
+
+def as_maps(tap: Tensor) -> Tensor:
+    """Return `[batch, channels, places]`: tokens have their channels last, feature maps first."""
+    tap = wide(tap)
+    if tap.dim() == 2:
+        return tap[..., None]
+    return tap.transpose(1, 2) if tap.dim() == 3 else tap.flatten(2)
+
+
+def embeddings(outcome: Outcome, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `[samples, features]` of both sides: flat, tokens that do not count set to 0.
+
+    Samples of which nothing counts are left out. Zeros change neither distances nor products.
+    """
+    kept = places(outcome, ours.shape)
+    found: list[Tensor] = []
+    for tap in (wide(ours), wide(theirs)):
+        if kept is not None:
+            whole = kept.reshape(kept.shape + (1,) * (tap.dim() - kept.dim()))
+            tap = torch.where(whole, tap, 0.0)
+            tap = tap[kept.flatten(1).any(1)] if kept.dim() > 1 else tap[kept]
+        found.append(tap.flatten(1))
+    return found[0], found[1]

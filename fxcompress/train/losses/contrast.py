@@ -1,0 +1,109 @@
+"""Contrastive representation distillation."""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fxcompress.errors import UsageError
+from fxcompress.train import loss_config as config
+from fxcompress.train.losses._outcome import Outcome, Total
+from fxcompress.train.losses._rows import labels_of
+from fxcompress.train.losses._taps import (
+    Shapes,
+    as_maps,
+    mean_over_taps,
+    places,
+    tap_names,
+    tapped,
+)
+
+__all__ = ["ContrastiveHeads"]
+
+
+class ContrastiveHeads(nn.Module):
+    """Tells a sample's teacher embedding from those of other samples, and the other way round.
+
+    Each side's tap is averaged over its places, embedded by a linear head of its own and scaled to
+    length 1: g_S and g_T (Tian et al., 2020, arXiv:1910.10699, equation 19). With
+    c_ij = g_S(i)·g_T(j) / τ, the loss is −½ Σ_i [log(e^{c_ii} / Σ_j e^{c_ij}) +
+    log(e^{c_ii} / Σ_j e^{c_ji})]: the softmax over the batch of van den Oord et al., 2018,
+    arXiv:1807.03748, equation 4, which bounds the same mutual information. Negatives are the other
+    samples of the batch; there is no memory bank, and so no constant N/M of the noise-contrastive
+    form. With `negatives: other_classes`, samples of the same label are no negatives.
+    """
+
+    def __init__(self, options: config.Crd, shapes: Shapes) -> None:
+        super().__init__()
+        self.ours, self.theirs = nn.ModuleList(), nn.ModuleList()
+        self.names = tap_names(options, list(shapes))
+        for name in self.names:
+            for heads, shape in zip((self.ours, self.theirs), shapes[name], strict=True):
+                width = shape[1] if len(shape) > 3 else shape[-1]
+                heads.append(_head(width, options.dim, f"{name}.{heads is self.ours}"))
+
+    def forward(self, options: config.Crd, outcome: Outcome, progress: float) -> Total:
+        """Return the sum over samples, and their number."""
+        found = tapped(options, outcome)
+        totals: list[Total] = []
+        for name, own, other in zip(self.names, self.ours, self.theirs, strict=True):
+            if name not in found:
+                raise UsageError(
+                    f"the loss crd was built for a tap {name} that is not there", where=name
+                )
+            ours, theirs = found[name]
+            kept = places(outcome, ours.shape)
+            s = F.normalize(own(_pooled(ours, kept)), dim=-1)
+            t = F.normalize(other(_pooled(theirs, kept)), dim=-1)
+            scores = s @ t.T / options.temperature
+            scores = scores.masked_fill(self._left_out(options, outcome, kept, scores), -1e30)
+            each = scores.logsumexp(0) + scores.logsumexp(1) - 2 * scores.diagonal()
+            totals.append((each.sum() / 2, len(each)))
+        return mean_over_taps(totals)
+
+    @staticmethod
+    def _left_out(
+        options: config.Crd, outcome: Outcome, kept: Tensor | None, scores: Tensor
+    ) -> Tensor:
+        """Return which pairs are no negatives, `[samples, samples]`."""
+        same = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+        if options.negatives == "batch":
+            return torch.zeros_like(same)
+        labels = labels_of(outcome.target)
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise UsageError(
+                "negatives of other classes need a class for each sample",
+                reason=f"the targets are {tuple(labels.shape)}",
+                hint="write `negatives: batch`",
+            )
+        labels = labels if kept is None else labels[_samples(kept)]
+        return (labels[:, None] == labels) & ~same
+
+
+def _head(width: int, dim: int, name: str) -> nn.Linear:
+    """Return a linear head, initialised as torch does by default, the same in every process."""
+    head = nn.Linear(width, dim, bias=True, device="meta").to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    bound = width**-0.5
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.uniform_(-bound, bound, generator=generator)
+    return head
+
+
+def _samples(kept: Tensor) -> Tensor:
+    return kept.any(1) if kept.dim() > 1 else kept
+
+
+def _pooled(tap: Tensor, kept: Tensor | None) -> Tensor:
+    """Return `[samples, channels]`: the mean over the places that count."""
+    maps = as_maps(tap)
+    if kept is None:
+        return maps.mean(2)
+    if kept.dim() == 1:
+        return maps[kept].mean(2)
+    means = torch.where(kept[:, None], maps, 0.0).sum(2) / kept.sum(1, keepdim=True).clamp(min=1)
+    return means[_samples(kept)]
