@@ -12,6 +12,7 @@ FxCompressError            what · reason · hint · where;  `exit_code` is the 
 ├── PassError              a pass failed or broke its promise                       (1)
 ├── NumericsError          NaN or infinity in weights or activations                (1)
 ├── LockError              the lock does not match what is here                     (1)
+├── WorkerError            a process of a distributed training is lost              (1)
 ├── RunFolderError         a run folder is busy, foreign, damaged or full           (1)
 ├── EmitError              an artefact cannot be written or does not reload equal   (1)
 ├── GoldenError            a golden file differs, is missing or is stale            (3)
@@ -39,6 +40,7 @@ __all__ = [
     "SpecError",
     "UsageError",
     "VerifyError",
+    "WorkerError",
 ]
 
 
@@ -147,6 +149,10 @@ class NumericsError(FxCompressError):
 
 class LockError(FxCompressError):
     """The lock file does not describe this spec, model, data or software."""
+
+
+class WorkerError(FxCompressError):
+    """A process of a distributed training died, hangs or does something else than the others."""
 
 
 class RunFolderError(FxCompressError):

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxcompress.errors import DataError, NumericsError
+from fxcompress.train._average import MovingAverage
 from fxcompress.train._feed import Feed, seed_of
+from fxcompress.train._gradients import Gradients
 from fxcompress.train._objective import Objective
-from fxcompress.train._optimizers import LearningRate, make_learning_rate, make_optimizer
+from fxcompress.train._optimizers import (
+    Group,
+    LearningRate,
+    make_learning_rate,
+    make_optimizer,
+)
+from fxcompress.train._precision import Precision
 from fxcompress.train._progress import Course
 from fxcompress.train._snapshots import Snapshots, load_optimizer, optimizer_state
+from fxcompress.train._world import World
 from fxcompress.train.config import FitConfig
 from fxcompress.train.data import samples_in
 from fxcompress.train.history import Epoch
@@ -53,7 +63,8 @@ class Loop:
     config: FitConfig
     feed: Feed
     objective: Objective
-    parameters: tuple[nn.Parameter, ...]
+    groups: tuple[Group, ...]
+    world: World
     evaluate: Callable[[nn.Module], float | None] | None
     upwards: bool
     seed: int
@@ -67,8 +78,14 @@ class Loop:
     best_state: dict[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        self.optimizer = make_optimizer(self.config.optimizer, self.parameters)
+        config = self.config
+        self.parameters = tuple(p for _, members in self.groups for p in members)
         self.device = self.parameters[0].device
+        self.optimizer = make_optimizer(config.optimizer, self.groups)
+        self.precision = Precision(config.precision, self.device)
+        self.gradients = Gradients(self.objective, self.parameters, self.precision, self.world)
+        averaged = dict(tensors_of(self.module))
+        self.average = None if config.ema is None else MovingAverage(config.ema, averaged)
 
     def run(self) -> FitResult:
         """Train to the end, from the last snapshot if there is one."""
@@ -84,6 +101,8 @@ class Loop:
         if self.best_state is not None:
             _load(dict(tensors_of(self.module)), self.best_state)
             kept = self.course.best
+        elif self.average is not None:
+            self.average.write()
         return FitResult(
             tuple(self.course.history),
             self.course.best,
@@ -99,7 +118,7 @@ class Loop:
         if config.epochs is None and not per_epoch:
             # Not counted: a stream may have no end.
             return int(config.steps or 0), int(config.steps or 0)
-        batches = self.feed.count()
+        batches = -(-self.feed.count() // config.accumulate)
         steps = int(min(config.steps or math.inf, (config.epochs or math.inf) * batches))
         return steps, -(-steps // batches) if per_epoch else steps
 
@@ -114,8 +133,8 @@ class Loop:
         """Train on what is left of an epoch, then measure, record and keep."""
         course = self.course
         started = time.perf_counter()
-        for batch, target in self.feed.epoch(course.epoch, skip=course.batch):
-            self._step(batch, target)
+        for batches in self._batches():
+            self._step(batches)
             if course.step >= self.steps:
                 break
             if self.config.snapshot is not None and course.step % self.config.snapshot == 0:
@@ -123,61 +142,63 @@ class Loop:
                 self._keep()
                 started = time.perf_counter()
         course.seconds += time.perf_counter() - started
-        metric = None if self.evaluate is None else self.evaluate(self.module)
-        judged = course.close(metric, upwards=self.upwards)
+        with nullcontext() if self.average is None else self.average.in_place():
+            metric = None if self.evaluate is None else self.evaluate(self.module)
+            judged = course.close(metric, upwards=self.upwards, least=self.config.min_delta)
+            if self.config.keep == "best" and course.best == len(course.history) - 1:
+                self.best_state = {name: t.detach().clone() for name, t in tensors_of(self.module)}
         self.rate.after_epoch(judged)
-        if self.config.keep == "best" and course.best == len(course.history) - 1:
-            self.best_state = {name: t.detach().clone() for name, t in tensors_of(self.module)}
         course.end_after(self.steps, self.config.epochs, self.config.patience)
         if self.config.snapshot is None:
             self._keep()
 
-    def _step(self, batch: Any, target: Any) -> None:
+    def _batches(self) -> Iterator[list[tuple[Any, Any]]]:
+        """Yield the batches of each step that is left of an epoch; the last may have fewer."""
+        feed = self.feed.epoch(self.course.epoch, skip=self.course.batch)
+        while batches := list(islice(feed, self.config.accumulate)):
+            yield batches
+
+    def _step(self, batches: list[tuple[Any, Any]]) -> None:
         course = self.course
         moment = Moment(course.step, course.epoch, self.steps)
-        batch, target = self._placed(batch), self._placed(target)
-        losses = self._losses(batch, target, moment)
-        total = losses.pop("")
-        values = {name: float(value.detach()) for name, value in losses.items()}
-        value = float(total.detach())
+        self.optimizer.zero_grad(set_to_none=True)
+        values = self._added(batches, moment)
+        value = values.pop("")
         if not math.isfinite(value):
             raise self._diverged(moment, value, values)
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        self.precision.unscale(self.optimizer)
         if self.hooks.on_gradients is not None:
             self.hooks.on_gradients(self.module, moment)
+        if self.config.clip_value is not None:
+            nn.utils.clip_grad_value_(self.parameters, self.config.clip_value)
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         course.lr = self.rate.now
-        self.optimizer.step()
-        self.rate.after_step()
+        if self.precision.step(self.optimizer):
+            self.rate.after_step()
         if self.hooks.after_step is not None:
             with torch.no_grad():
                 self.hooks.after_step(self.module, moment)
-        course.count(value, values, samples_in(batch))
+        if self.average is not None:
+            self.average.update()
+        samples = sum(samples_in(batch) for batch, _ in batches)
+        course.count(value, values, samples, len(batches))
         if self.report is not None:
             self.report(course.text(self.config.epochs), course.step, self.steps)
 
-    def _losses(self, batch: Any, target: Any, moment: Moment) -> dict[str, Tensor]:
+    def _added(self, batches: list[tuple[Any, Any]], moment: Moment) -> dict[str, float]:
         try:
-            return self.objective(batch, target, moment)
+            return self.gradients.add(batches, moment)
         except ValueError as error:
             if not str(error).startswith("Expected more than 1 value per channel"):
                 raise
+            batch = self.course.batch + min(range(len(batches)), key=lambda i: _size(batches[i]))
             raise DataError(
-                f"batch {self.course.batch} of epoch {self.course.epoch} is too small to train on",
+                f"batch {batch} of epoch {self.course.epoch} is too small to train on",
                 reason="a batch norm needs more than one value per channel in each batch",
                 hint="give the last batch more samples, or write `batch_norm: frozen`",
                 where=self.feed.split.name,
             ) from error
-
-    def _placed(self, value: Any) -> Any:
-        device = self.device
-
-        def place(leaf: Any) -> Any:
-            return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
-
-        return pytree.tree_map(place, value)
 
     def _diverged(self, moment: Moment, value: float, terms: Mapping[str, float]) -> NumericsError:
         shown = ", ".join(f"{name} {each:.4g}" for name, each in terms.items())
@@ -204,6 +225,8 @@ class Loop:
             "optimizer": optimizer_state(self.optimizer),
             "scheduler": None if scheduler is None else scheduler.state_dict(),
             "generators": generators,
+            "precision": self.precision.state(),
+            "average": None if self.average is None else self.average.state(),
         }
         self.snapshots.write(self.course.step, state)
 
@@ -220,6 +243,9 @@ class Loop:
         load_optimizer(self.optimizer, state["optimizer"])
         if self.rate.scheduler is not None:
             self.rate.scheduler.load_state_dict(state["scheduler"])
+        self.precision.load(state["precision"])
+        if self.average is not None:
+            self.average.load(state["average"])
         torch.set_rng_state(state["generators"]["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["generators"]["device"], self.device)
@@ -228,6 +254,10 @@ class Loop:
 def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Return every parameter and buffer of a module once, by name."""
     return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _size(item: tuple[Any, Any]) -> int:
+    return samples_in(item[0])
 
 
 def _load(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -7,24 +7,37 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from fxcompress.errors import UsageError
-from fxcompress.train.config import FitConfig, OptimizerConfig, SchedulerConfig
+from fxcompress.train._groups import options_of, trained
+from fxcompress.train.config import (
+    FitConfig,
+    OptimizerConfig,
+    ParameterGroup,
+    SchedulerConfig,
+)
 
 __all__ = ["LearningRate", "check_recipe", "make_learning_rate", "make_optimizer"]
+
+Group: TypeAlias = tuple[ParameterGroup | None, Sequence[torch.nn.Parameter]]
+"""Parameters, and the options of their own if they have any."""
 
 ALL = "all"
 _TOTALS = ("T_max", "total_steps")
 _OWN_START = ("OneCycleLR", "CyclicLR", "ReduceLROnPlateau")
 
 
-def make_optimizer(config: OptimizerConfig, parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
+def make_optimizer(config: OptimizerConfig, groups: Sequence[Group]) -> Optimizer:
     """Return the optimiser that a training names.
+
+    Args:
+        config: Its name and options.
+        groups: What it trains, each with the options of its own, or None.
 
     Raises:
         UsageError: There is none of that name, or an option is unknown, missing or refused.
@@ -36,7 +49,17 @@ def make_optimizer(config: OptimizerConfig, parameters: Sequence[torch.nn.Parame
             reason="it calls the loss several times in a step",
             hint="take another optimiser, e.g. AdamW or SGD",
         )
-    made: Optimizer = _made(found, config.use, (list(parameters),), _plain(config.options))
+    common = _plain(config.options)
+    made: Optimizer = _made(found, config.use, (list(groups[0][1]),), common)
+    if not any(own for own, _ in groups):
+        return made
+    told = []
+    for own, members in groups:
+        options = {} if own is None else _plain(options_of(own, made.defaults["lr"]))
+        # Torch checks neither names nor values of the options of a group: its constructor does.
+        _made(found, config.use, (list(members),), {**common, **options})
+        told.append({"params": list(members), **options})
+    made = _made(found, config.use, (told,), common)
     return made
 
 
@@ -94,6 +117,7 @@ def make_learning_rate(
     options = _totalled(found, config.options, calls - config.warmup)
     if plateau:
         options.setdefault("mode", "max" if upwards else "min")
+    _keep_ratios(found, options, optimizer)
     scheduler = _made(found, config.use, (optimizer,), options)
     if config.warmup:
         first = 1 / (config.warmup + 1)
@@ -102,19 +126,39 @@ def make_learning_rate(
     return LearningRate(optimizer, scheduler, "epoch" if plateau else config.per)
 
 
-def check_recipe(config: FitConfig, tensors: Iterable[torch.Tensor]) -> None:
+def check_recipe(config: FitConfig, tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     """Check optimiser and scheduler on tensors of these shapes, without memory for any state.
+
+    Returns:
+        The names of those that no group freezes.
 
     Raises:
         UsageError: One of them is unknown, or refuses an option.
+        SelectorError: A group of parameters matches nothing.
     """
-    shapes = [torch.nn.Parameter(torch.empty_like(each, device="meta")) for each in tensors]
-    optimizer = make_optimizer(config.optimizer, shapes)
+    shapes = {
+        name: torch.nn.Parameter(torch.empty_like(each, device="meta"))
+        for name, each in tensors.items()
+    }
+    groups = trained(config.groups, shapes)
+    told = [(own, list(found.values())) for own, found in groups]
+    optimizer = make_optimizer(config.optimizer, told)
     # Without the data the number of batches is not known: it is taken to be large.
     calls = config.steps or sys.maxsize
     if config.scheduler is not None and config.scheduler.per == "epoch" and config.epochs:
         calls = min(calls, config.epochs)
     make_learning_rate(config.scheduler, optimizer, calls, upwards=True)
+    thawed = {name for _, found in groups for name in found}
+    return tuple(name for name in tensors if name in thawed)
+
+
+def _keep_ratios(found: type[Any], options: dict[str, Any], optimizer: Optimizer) -> None:
+    """Give each group its own bounds where a scheduler sets the rates of all by itself."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for name in ("max_lr", "base_lr"):
+        given = options.get(name)
+        if name in _parameters(found) and isinstance(given, float | int) and len(set(rates)) > 1:
+            options[name] = [given * rate / optimizer.defaults["lr"] for rate in rates]
 
 
 def _check_warmup(config: SchedulerConfig, calls: int) -> None:

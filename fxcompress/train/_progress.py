@@ -27,6 +27,8 @@ class Course:
         history: Epochs that are done.
         throughput: Samples per second of each.
         best: Index of the epoch with the best figure, -1 before the first.
+        mark: The figure that `patience` wants to see bettered.
+        stale: Epochs since it was set.
         over: Whether the training is done.
         stopped_early: Whether it is, because it got no better.
     """
@@ -42,15 +44,17 @@ class Course:
     history: list[Epoch] = field(default_factory=list)
     throughput: list[float] = field(default_factory=list)
     best: int = -1
+    mark: float | None = None
+    stale: int = 0
     over: bool = False
     stopped_early: bool = False
     _since: float = field(default_factory=time.perf_counter)
     _counted: int = 0
 
-    def count(self, loss: float, losses: dict[str, float], samples: int) -> None:
+    def count(self, loss: float, losses: dict[str, float], samples: int, batches: int = 1) -> None:
         """Add one step."""
         self.step += 1
-        self.batch += 1
+        self.batch += batches
         self.samples += samples
         self._counted += samples
         self.loss += loss * samples
@@ -64,8 +68,14 @@ class Course:
         speed = f"  {self._counted / passed:,.0f} samples/s" if passed > 0 else ""
         return f"epoch {self.epoch}{of}  loss {self.loss / max(self.samples, 1):.4g}{speed}"
 
-    def close(self, metric: float | None, *, upwards: bool) -> float:
-        """End the epoch; return the figure that it is judged by."""
+    def close(self, metric: float | None, *, upwards: bool, least: float = 0.0) -> float:
+        """End the epoch; return the figure that it is judged by.
+
+        Args:
+            metric: The metric after it, or None.
+            upwards: Whether the figure is better when it is higher.
+            least: By how much a better figure must be better to end a wait.
+        """
         count = max(self.samples, 1)
         self.history.append(
             Epoch(
@@ -82,6 +92,11 @@ class Course:
         judged = _judged(self.history[-1])
         if self.best < 0 or _better(judged, _judged(self.history[self.best]), upwards=upwards):
             self.best = len(self.history) - 1
+        goal = None if self.mark is None else self.mark + (least if upwards else -least)
+        if goal is None or _better(judged, goal, upwards=upwards):
+            self.mark, self.stale = judged, 0
+        else:
+            self.stale += 1
         self.epoch, self.batch = self.epoch + 1, 0
         self.samples, self.loss, self.losses, self.seconds = 0, 0.0, {}, 0.0
         return judged
@@ -89,8 +104,7 @@ class Course:
     def end_after(self, steps: int, epochs: int | None, patience: int | None) -> None:
         """Decide whether the training is over: everything is done, or nothing got better."""
         done = self.step >= steps or (epochs is not None and len(self.history) >= epochs)
-        stale = len(self.history) - 1 - self.best
-        self.stopped_early = not done and patience is not None and stale >= patience
+        self.stopped_early = not done and patience is not None and self.stale >= patience
         self.over = done or self.stopped_early
 
     def state(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from fxcompress.train.loss_config import (
 )
 
 __all__ = [
+    "Average",
     "Custom",
     "FitConfig",
     "HardLabels",
@@ -27,6 +28,7 @@ __all__ = [
     "Mse",
     "NextToken",
     "OptimizerConfig",
+    "ParameterGroup",
     "Ramp",
     "Schedule",
     "SchedulerConfig",
@@ -50,6 +52,50 @@ class OptimizerConfig(BaseModel):
     def options(self) -> dict[str, JsonValue]:
         """The arguments of its constructor."""
         return {**({} if self.lr is None else {"lr": self.lr}), **self.__pydantic_extra__}
+
+
+class ParameterGroup(BaseModel):
+    """Parameters with options of their own; every other key is an option of the optimiser."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    __pydantic_extra__: dict[str, JsonValue]
+
+    targets: tuple[str, ...] = Field(
+        min_length=1,
+        strict=False,
+        description="Globs over names of parameters; the first group that fits has it.",
+    )
+    freeze: bool = Field(default=False, description="Do not train them.")
+    lr: float | None = Field(default=None, gt=0, description="Their learning rate.")
+    scale: float | None = Field(
+        default=None, gt=0, description="Or what the optimiser's learning rate is multiplied by."
+    )
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        told = [name for name in ("lr", "scale") if getattr(self, name) is not None]
+        if len(told) > 1:
+            raise ValueError("say `lr` or `scale`, not both")
+        if self.freeze and (told or self.__pydantic_extra__):
+            raise ValueError("what is frozen takes no other options")
+        return self
+
+    @property
+    def options(self) -> dict[str, JsonValue]:
+        """The optimiser's options for them, `scale` left out."""
+        return {**({} if self.lr is None else {"lr": self.lr}), **self.__pydantic_extra__}
+
+
+class Average(Part):
+    """The exponential moving average of the weights, which is measured and kept instead of them."""
+
+    decay: float = Field(
+        default=0.999, gt=0, lt=1, description="Share of the average in the next one."
+    )
+    warmup: bool = Field(
+        default=True,
+        description="Begin with a smaller share, t / (t + 9) in step t, until `decay` is smaller.",
+    )
 
 
 class SchedulerConfig(BaseModel):
@@ -99,8 +145,26 @@ class FitConfig(Part):
     scheduler: SchedulerConfig | None = Field(
         default=None, description="A scheduler of `torch.optim.lr_scheduler` and its options."
     )
+    groups: tuple[ParameterGroup, ...] = Field(
+        default=(),
+        strict=False,
+        description="Parameters with learning rates or options of their own, or frozen.",
+    )
+    accumulate: int = Field(
+        default=1, ge=1, description="Batches whose gradients make one step, as one joined batch."
+    )
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        default="float32",
+        description="What outputs are computed in; weights stay float32. fp16 scales the loss.",
+    )
     clip_norm: float | None = Field(
         default=None, gt=0, description="Scale the gradient down to this norm where it is longer."
+    )
+    clip_value: float | None = Field(
+        default=None, gt=0, description="Cut each number of the gradient to ± this."
+    )
+    ema: Average | None = Field(
+        default=None, description="Measure and keep a moving average of the weights."
     )
     batch_norm: Literal["train", "frozen"] = Field(
         default="train",
@@ -110,6 +174,9 @@ class FitConfig(Part):
         default=None,
         ge=1,
         description="Stop after so many epochs without a better metric (or loss, without one).",
+    )
+    min_delta: float = Field(
+        default=0.0, ge=0, description="By how much a better one is better, for `patience`."
     )
     keep: Literal["last", "best"] = Field(
         default="last", description="Which weights to end with: the last, or the best epoch's."

@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from fxcompress.errors import UsageError
 from fxcompress.ir import hash_tensor
 from fxcompress.train._feed import Feed
+from fxcompress.train._groups import trained
 from fxcompress.train._loop import FitResult, Loop, tensors_of
 from fxcompress.train._modes import trainable, training
 from fxcompress.train._objective import Objective
+from fxcompress.train._optimizers import Group
 from fxcompress.train._snapshots import Snapshots
+from fxcompress.train._world import World
 from fxcompress.train.config import FitConfig
 from fxcompress.train.data import Split, one_split
 from fxcompress.train.hooks import Hooks
@@ -66,27 +69,34 @@ def fit(
 
     Raises:
         UsageError: The optimiser, the scheduler or what they are told cannot be.
+        SelectorError: A group of parameters matches nothing.
         DataError: The data are empty, fail, or do not fit the losses.
         NumericsError: The loss or the metric is no finite number.
         RunFolderError: A snapshot is damaged or of another training, or cannot be written.
     """
     if config.needs_teacher and teacher is None:
         raise UsageError("a loss compares with a teacher, and there is none")
-    chosen = trainable(module, names)
+    groups = trained(config.groups, trainable(module, names))
+    chosen = {name: parameter for _, found in groups for name, parameter in found.items()}
+    world = World.here(next(iter(chosen.values())).device)
     split = data if isinstance(data, Split) else one_split(config.split, data, "the data")
     hooks = hooks or Hooks()
     objective = Objective(module, teacher, make_terms(config.terms, functions), hooks)
+    members: list[Group] = [(own, tuple(found.values())) for own, found in groups]
+    if extra := tuple(objective.parameters().values()):
+        members.append((None, extra))
     loop = Loop(
         module=module,
         config=config,
         feed=Feed(split, config.shuffle, seed),
         objective=objective,
-        parameters=(*chosen.values(), *objective.parameters().values()),
+        groups=tuple(members),
+        world=world,
         evaluate=evaluate,
         upwards=higher_is_better and evaluate is not None,
         seed=seed,
         hooks=hooks,
-        snapshots=_snapshots(snapshots, module, config, seed, chosen),
+        snapshots=_snapshots(snapshots, module, config, seed, chosen, world),
         report=progress,
     )
     with _left_as_found(loop):
@@ -113,9 +123,12 @@ def _snapshots(
     config: FitConfig,
     seed: int,
     chosen: Mapping[str, nn.Parameter],
+    world: World,
 ) -> Snapshots:
     # What tells trainings apart is a hash of all weights: only for those that are kept.
     identity = {} if folder is None else _identity(module, config, seed, chosen)
+    if not world.alone:
+        identity["processes"] = str(world.size)
     return Snapshots(folder, identity)
 
 
@@ -126,7 +139,7 @@ def _identity(
     start = hashlib.sha256()
     for name, tensor in tensors_of(module):
         start.update(f"{name} {hash_tensor(tensor)}\n".encode())
-    trained = hashlib.sha256("\n".join(chosen).encode()).hexdigest()
+    names = hashlib.sha256("\n".join(chosen).encode()).hexdigest()
     options = {
         name: str(value) for name, value in config.model_dump(mode="json", by_alias=True).items()
     }
@@ -134,5 +147,5 @@ def _identity(
         **options,
         "seed": str(seed),
         "start": start.hexdigest()[:16],
-        "parameters": trained[:16],
+        "parameters": names[:16],
     }

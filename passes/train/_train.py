@@ -51,10 +51,10 @@ def train(
     """
     names = tuple(selected(program, Selector()) if names is None else names)
     state = program.state()
-    tensors = [state[name] for name in names]
-    check_recipe(options, tensors)
+    trained = check_recipe(options, {name: state[name] for name in names})
+    tensors = [state[name] for name in trained]
     functions = _functions(options, context)
-    decision = TrainDecision(parameters=names, declined=_unlike(program))
+    decision = TrainDecision(parameters=trained, declined=_unlike(program))
     if context.planning:
         return decision.model_copy(update={"pending": (_pending(options, tensors),)})
     module = training_copy(program)
@@ -74,13 +74,13 @@ def train(
         progress=context.progress,
     )
     context.measured["samples_per_second"] = done.throughput
-    trained = {
+    found = {
         "history": done.history,
         "kept": done.kept,
         "stopped_early": done.stopped_early,
         "arrays": trained_tensors(program, module),
     }
-    return decision.model_copy(update=trained)
+    return decision.model_copy(update=found)
 
 
 def check_trained(before: Program, decision: TrainDecision) -> None:
