@@ -32,9 +32,12 @@ if TYPE_CHECKING:
     from fxcompress.rewrite.patterns import apply_rules as apply_rules
     from fxcompress.rewrite.patterns import find as find
     from fxcompress.rewrite.patterns import op as op
+    from fxcompress.rewrite.peft import save_adapter as save_adapter
     from fxcompress.rewrite.rewriter import GraphRewriter as GraphRewriter
     from fxcompress.rewrite.shrink import shrink as shrink
+    from fxcompress.rewrite.taps import Put as Put
     from fxcompress.rewrite.taps import insert_tap as insert_tap
+    from fxcompress.rewrite.taps import put_taps as put_taps
     from fxcompress.rewrite.taps import taps_of as taps_of
     from fxcompress.rewrite.taps import without_taps as without_taps
 
@@ -51,11 +54,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "GraphRewriter": "rewriter",
+        "save_adapter": "peft",
         "shrink": "shrink",
         **dict.fromkeys(_ADAPTERS, "adapters"),
         **dict.fromkeys(_EDITS, "edits"),
         **dict.fromkeys(("burn_masks", "masked_tensors", "without_masks"), "masks"),
         **dict.fromkeys(_PATTERNS, "patterns"),
-        **dict.fromkeys(("insert_tap", "taps_of", "without_taps"), "taps"),
+        **dict.fromkeys(("Put", "insert_tap", "put_taps", "taps_of", "without_taps"), "taps"),
     },
 )

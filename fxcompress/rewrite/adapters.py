@@ -53,6 +53,8 @@ class Adapter:
         scale: s, which multiplies B·A.
         rank: Rows of A.
         magnitude: The name of m, or None.
+        through: What stands between the weight and the layer (a mask, a quantizer), or empty: such
+            a weight cannot take the adapter in.
         calls: `(layer's node, node whose result stands for the layer's now)`.
     """
 
@@ -63,6 +65,7 @@ class Adapter:
     scale: float
     rank: int
     magnitude: str | None
+    through: str
     calls: tuple[tuple[fx.Node, fx.Node], ...]
 
 
@@ -99,7 +102,7 @@ class _Finder:
         found = [self._call(node) for node in last]
         base, _, scale, rho = found[0]
         state = self.program.state()
-        weight = self._weight(base, rho)
+        weight, through = self._weight(base, rho)
         magnitude = f"{self.path}.magnitude"
         down = state[f"{self.path}.A.weight"]
         return Adapter(
@@ -110,6 +113,7 @@ class _Finder:
             scale=scale,
             rank=int(down.shape[1 if op_name(base) == "embedding" else 0]),
             magnitude=magnitude if magnitude in state else None,
+            through=through,
             calls=tuple((layer, total) for layer, total, _, _ in found),
         )
 
@@ -135,24 +139,32 @@ class _Finder:
             self._refuse(f"{self.ids[node]} is read by {read}")
         return users[0]
 
-    def _weight(self, base: fx.Node, rho: fx.Node | None) -> str:
-        """Return the name of the weight that is adapted."""
+    def _weight(self, base: fx.Node, rho: fx.Node | None) -> tuple[str, str]:
+        """Return the name of the weight that is adapted, and what it is read through."""
         operand = weight_operand(base)
         if operand is None:
-            return f"{base.target}.weight"
+            return f"{base.target}.weight", ""
         if rho is not None and op_name(operand) == "mul":
             operand = cast(fx.Node, operand.args[0])
-        if operand.op != "get_attr":
-            self._refuse(f"{self.ids[base]} reads its weight through {self.ids[operand]}")
-        return str(operand.target)
+        through = ""
+        while operand.op != "get_attr":
+            through = through or self.ids[operand]
+            if len(operand.all_input_nodes) != 1:
+                self._refuse(f"{self.ids[base]} computes its weight in {through}")
+            operand = operand.all_input_nodes[0]
+        return str(operand.target), through
 
     def _refuse(self, reason: str) -> NoReturn:
-        raise PassError(
-            f"the adapter {self.path} is not in the form that it was inserted in",
-            reason=reason,
-            hint="merge adapters before what changes the layers around them, such as quantisation",
-            where=self.path,
-        )
+        _refuse(self.path, reason)
+
+
+def _refuse(path: str, reason: str) -> NoReturn:
+    raise PassError(
+        f"the adapter {path} is not in the form that it was inserted in",
+        reason=reason,
+        hint="merge adapters before what changes the layers around them, such as quantisation",
+        where=path,
+    )
 
 
 def rows(weight: Tensor, op: str) -> Tensor:
@@ -203,6 +215,8 @@ def merge_adapters(rewriter: GraphRewriter, paths: Collection[str] | None = None
     for path, adapter in find_adapters(rewriter.program).items():
         if paths is not None and path not in paths:
             continue
+        if adapter.through:
+            _refuse(path, f"{adapter.layer} reads its weight through {adapter.through}")
         value = merged_weight(adapter, state)
         own = bool(rewriter.tree.find(adapter.layer)) and adapter.calls[0][0].op == "call_module"
         if own:

@@ -21,6 +21,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "n_m": {"use": "prune.n_m"},
     "fit": {"use": "train.fit", "epochs": 1, "losses": [{"use": "hard_labels"}]},
     "cast": {"use": "tidy.cast", "dtype": "bfloat16"},
+    "lora": {"use": "factorize.lora", "rank": 4},
 }
 # What the second step has nothing left to do on, and what it then says.
 REFUSED = {
@@ -32,6 +33,8 @@ REFUSED = {
     ("cast", "cast"): "no node that this pass works on",
     ("cast", "fold"): "no layer makes its input",
     ("masks", "fold"): "masked or quantised already",
+    ("lora", "fold"): "no layer makes its input: /add does",
+    ("lora", "lora"): "c1: it has an adapter",
 }
 
 
@@ -95,5 +98,8 @@ def test_pairs_compose(
     width = 4 if first == second else 8
     assert state["c2.weight"].shape[:2] == (width, width)
     for name, tensor in state.items():
-        if name.startswith("c2") and tensor.dim() >= 1:
+        if name.startswith("c2_lora.A"):
+            # The rank is an axis of its own, and pruning after the adapter halves it too.
+            assert tensor.shape[:2] == (2 if second == "channels" else 4, width), name
+        elif name.startswith("c2") and tensor.dim() >= 1:
             assert tensor.shape[0] == width, name

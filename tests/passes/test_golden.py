@@ -8,6 +8,8 @@ from fxcompress.ir import Program, capture
 from fxcompress.pipeline.context import Context
 from fxcompress.testing import hash_inputs, hash_weights_
 from passes.depth.skip_blocks import SkipBlocks
+from passes.factorize.lora import Lora
+from passes.factorize.lora_merge import LoraMerge
 from passes.prune.burn_in import BurnIn
 from passes.prune.channels import Channels
 from passes.prune.n_m import NM
@@ -165,6 +167,20 @@ def test_dynamic(golden_graph):
 @pytest.mark.golden("passes/depth/skip_blocks")
 def test_skip_blocks(golden_graph):
     golden_graph(apply(SkipBlocks, transformer(), {"layers": [1]}).program)
+
+
+@pytest.mark.golden("passes/factorize/lora")
+def test_lora(golden_graph):
+    options = {"rank": 2, "targets": ["embed", "layers.0.qkv", "head"], "dora": True}
+    adapted = apply(Lora, transformer(), options).program
+    # Hashed again: A is drawn by torch, and B is zero.
+    golden_graph(hash_weights_(adapted))
+
+
+@pytest.mark.golden("passes/factorize/lora_merge")
+def test_lora_merge(golden_graph):
+    adapted = hash_weights_(apply(Lora, resnet(), {"rank": 2}).program)
+    golden_graph(apply(LoraMerge, adapted).program)
 
 
 @pytest.mark.golden("passes/prune/unstructured")
