@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import cast
 
 from torch import fx
@@ -12,7 +14,7 @@ from fxcompress.ir.program import Program
 from fxcompress.nn import Tap
 from fxcompress.rewrite.rewriter import GraphRewriter
 
-__all__ = ["insert_tap", "taps_of", "without_taps"]
+__all__ = ["Put", "insert_tap", "put_taps", "taps_of", "without_taps"]
 
 FOLDER = "taps"
 
@@ -38,6 +40,41 @@ def insert_tap(rewriter: GraphRewriter, node: fx.Node, tap: Tap) -> fx.Node:
         )
     path = rewriter.fresh_path(f"{FOLDER}.{tap.name}")
     return rewriter.call_module(path, tap, (node,), after=node, scope=())
+
+
+@dataclass(frozen=True)
+class Put:
+    """Where a tap goes.
+
+    Attributes:
+        tap: The module.
+        node: The id of the node that it reads.
+        fused: Whether that node is an attention to be written out, and the tap reads its
+            probabilities.
+    """
+
+    tap: Tap
+    node: str
+    fused: bool = False
+
+
+def put_taps(rewriter: GraphRewriter, puts: Iterable[Put]) -> None:
+    """Insert taps, and write out every fused attention whose probabilities one reads.
+
+    Raises:
+        PassError: A name is taken, a node is not there, or an attention cannot be written out.
+    """
+    from fxcompress.rewrite.attention import open_attention
+
+    puts = list(puts)
+    # What reads a fused attention's result moves to what it becomes.
+    for put in (each for each in puts if not each.fused):
+        insert_tap(rewriter, rewriter.node(put.node), put.tap)
+    opened: dict[str, fx.Node] = {}
+    for put in (each for each in puts if each.fused):
+        if put.node not in opened:
+            opened[put.node] = open_attention(rewriter, rewriter.node(put.node))
+        insert_tap(rewriter, opened[put.node], put.tap)
 
 
 def without_taps(program: Program) -> Program:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fxcompress.errors import UsageError
+from fxcompress.train._feed import seed_of
 from fxcompress.train.hooks import Hooks, Moment
-from fxcompress.train.losses import Outcome, Term
+from fxcompress.train.losses import Outcome, Term, make_terms
 from fxcompress.train.metrics import call
 
-__all__ = ["PENALTY", "Objective", "Part", "total_of"]
+if TYPE_CHECKING:
+    from fxcompress.train.config import FitConfig
+    from fxcompress.train.joint import Joining, Joint
+
+__all__ = ["PENALTY", "Objective", "Part", "make_objective", "total_of"]
 
 
 PENALTY = "penalty"
@@ -57,15 +62,22 @@ class Objective:
 
     Args:
         module: What is trained.
-        teacher: What losses compare with; run without gradients.
+        teacher: What losses compare with; run without gradients. None where the joint program
+            holds it.
         terms: What is added up.
         hooks: Whose penalty is added too.
+        joint: Where losses read taps: student, teacher and losses as one graph.
     """
 
     def __init__(
-        self, module: nn.Module, teacher: nn.Module | None, terms: Iterable[Term], hooks: Hooks
+        self,
+        module: nn.Module,
+        teacher: nn.Module | None,
+        terms: Iterable[Term],
+        hooks: Hooks,
+        joint: Joint | None = None,
     ) -> None:
-        self.module, self.teacher = module, teacher
+        self.module, self.teacher, self.joint = module, teacher, joint
         self.terms, self.hooks = tuple(terms), hooks
 
     def __call__(self, batch: Any, target: Any, moment: Moment) -> dict[str, Tensor]:
@@ -88,20 +100,83 @@ class Objective:
         if self.teacher is not None:
             with torch.no_grad():
                 known = call(self.teacher, batch)
-        outcome = Outcome(call(self.module, batch), known, batch, target)
+        totals = self._totals(batch, target, known, moment.progress)
         found: dict[str, Part] = {}
         for term in self.terms:
-            total, count = term.total(outcome, moment.progress)
+            total, count = totals[term.name]
             least = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
             found[term.name] = Part(term.weight(moment.progress), total / least, count)
         if self.hooks.penalty is not None:
             found[PENALTY] = Part(1.0, self.hooks.penalty(self.module, moment), None)
         return found
 
+    def _totals(
+        self, batch: Any, target: Any, known: Any, progress: float
+    ) -> Mapping[str, tuple[Tensor, Tensor | float]]:
+        """Return the sum and the count of each term by name."""
+        if self.joint is not None:
+            return self.joint(batch, target, progress, known).totals
+        outcome = Outcome(call(self.module, batch), known, batch, target)
+        return {term.name: term.total(outcome, progress) for term in self.terms}
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return what is trained besides the module's own parameters, by name."""
-        return {}
+        return {
+            f"{name}.{inner}": parameter
+            for name, module in self._modules().items()
+            for inner, parameter in module.named_parameters()
+        }
 
     def state(self) -> dict[str, Tensor]:
         """Return every tensor that a resumed training needs besides the module's, by name."""
-        return dict(self.parameters())
+        found: dict[str, Tensor] = dict(self.parameters())
+        for name, module in self._modules().items():
+            found.update({f"{name}.{inner}": buffer for inner, buffer in module.named_buffers()})
+        return found
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """Return the modules that are trained along: projectors, and those of losses."""
+        found = {} if self.joint is None else dict(self.joint.projectors)
+        owned = {f"losses.{t.name}": t.module for t in self.terms if t.module is not None}
+        return {**found, **owned}
+
+
+def make_objective(
+    module: nn.Module,
+    config: FitConfig,
+    hooks: Hooks,
+    seed: int,
+    *,
+    teacher: nn.Module | None = None,
+    functions: Mapping[str, Callable[..., Tensor]] | None = None,
+    joining: Joining | None = None,
+) -> Objective:
+    """Return the losses of a training; with taps, student and teacher are joined.
+
+    Args:
+        module: What is trained.
+        config: Says which losses.
+        hooks: Whose penalty is added too.
+        seed: Decides how losses with parameters of their own start.
+        teacher: What losses compare with.
+        functions: The functions of `custom` losses.
+        joining: The Programs of module and teacher, where losses read taps.
+
+    Raises:
+        UsageError: A loss reads taps, and there are no Programs, or none of that name.
+    """
+    if joining is None and config.reads_taps:
+        raise UsageError(
+            "a loss reads taps, and the model is trained as a module",
+            reason="taps are places of a Program",
+            hint="train it with a pass: `use: train.fit`",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(seed, "losses"))
+        terms = make_terms(config.terms, functions, None if joining is None else joining.shapes)
+    joint = None if joining is None else joining.join(terms)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    for term in terms:
+        if term.module is not None:
+            term.module.to(device)
+    return Objective(module, teacher, terms, hooks, joint)

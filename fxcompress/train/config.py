@@ -203,3 +203,8 @@ class FitConfig(Part):
     def needs_teacher(self) -> bool:
         """Whether a loss compares with a teacher; a function of one's own may, or may not."""
         return any(term.compares for term in self.terms)
+
+    @property
+    def reads_taps(self) -> bool:
+        """Whether a loss surely reads taps; a function of one's own may, where there are any."""
+        return any("taps" in term.needs for term in self.terms)

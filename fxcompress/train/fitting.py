@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,17 @@ from fxcompress.train._feed import Feed
 from fxcompress.train._groups import trained
 from fxcompress.train._loop import FitResult, Loop, tensors_of
 from fxcompress.train._modes import trainable, training
-from fxcompress.train._objective import Objective
+from fxcompress.train._objective import make_objective
 from fxcompress.train._optimizers import Group
 from fxcompress.train._snapshots import Snapshots
 from fxcompress.train._world import World
 from fxcompress.train.config import FitConfig
 from fxcompress.train.data import Split, one_split
 from fxcompress.train.hooks import Hooks
-from fxcompress.train.losses import make_terms
 from fxcompress.train.metrics import evaluating
+
+if TYPE_CHECKING:
+    from fxcompress.train.joint import Joining
 
 __all__ = ["FitResult", "fit"]
 
@@ -46,6 +48,7 @@ def fit(
     seed: int = 0,
     hooks: Hooks | None = None,
     functions: Mapping[str, Callable[..., Tensor]] | None = None,
+    joining: Joining | None = None,
     snapshots: Path | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> FitResult:
@@ -64,6 +67,7 @@ def fit(
         seed: Decides on the order of the data and on what the model draws.
         hooks: What else to do in each step.
         functions: The functions of `custom` losses, by what their `factory` says.
+        joining: The Programs of module and teacher, where losses read taps.
         snapshots: Where to keep what a killed training resumes from.
         progress: Called with `(text, step, steps)`.
 
@@ -74,14 +78,16 @@ def fit(
         NumericsError: The loss or the metric is no finite number.
         RunFolderError: A snapshot is damaged or of another training, or cannot be written.
     """
-    if config.needs_teacher and teacher is None:
+    if config.needs_teacher and teacher is None and joining is None:
         raise UsageError("a loss compares with a teacher, and there is none")
     groups = trained(config.groups, trainable(module, names))
     chosen = {name: parameter for _, found in groups for name, parameter in found.items()}
     world = World.here(next(iter(chosen.values())).device)
     split = data if isinstance(data, Split) else one_split(config.split, data, "the data")
     hooks = hooks or Hooks()
-    objective = Objective(module, teacher, make_terms(config.terms, functions), hooks)
+    objective = make_objective(
+        module, config, hooks, seed, teacher=teacher, functions=functions, joining=joining
+    )
     members: list[Group] = [(own, tuple(found.values())) for own, found in groups]
     if extra := tuple(objective.parameters().values()):
         members.append((None, extra))
@@ -97,7 +103,7 @@ def fit(
         seed=seed,
         hooks=hooks,
         snapshots=_snapshots(snapshots, module, config, seed, chosen, world),
-        report=progress,
+        report=progress if world.rank == 0 else None,
     )
     with _left_as_found(loop):
         return loop.run()
