@@ -27,7 +27,7 @@ from fxcompress.nn import (
     OperandRNN,
 )
 
-__all__ = ["write_dynamic"]
+__all__ = ["store_recurrent", "write_dynamic"]
 
 _CONVOLUTIONS = (OperandConv1d, OperandConv2d, OperandConv3d)
 _RECURRENT = (OperandLSTM, OperandGRU, OperandRNN)
@@ -249,27 +249,15 @@ def _replace(
 
 
 def _write_recurrent(module: fx.GraphModule, node: fx.Node, layer: Any, done: Lowered) -> None:
-    stored = []
-    for operand in node.args[2:]:
-        assert isinstance(operand, fx.Node)
-        quantizer = module.get_submodule(str(operand.target)) if operand.op == "call_module" else 0
-        source = operand.args[0] if operand.args else None
-        if not isinstance(quantizer, FakeQuantize) or not isinstance(source, fx.Node):
-            _left(done, str(node.target), "its matrices are not all fake-quantised")
-            return
-        value = _attribute(module, str(source.target))
-        integers = quantizer.quantize(value).to(torch.int8)
-        stored.append((integers, _scales(quantizer, integers)))
+    """Let the kernel of onnxruntime compute a recurrent layer, if it can."""
+    stored = _stored(module, node)
+    if stored is None:
+        _left(done, str(node.target), "its matrices are not all fake-quantised")
+        return
     if layer.bits != 8:
         _left(done, str(node.target), "its kernel rounds activations to 8 bits only")
         return
-    made, matrices = IntegerRecurrent(layer, stored), cast("list[fx.Node]", list(node.args[2:]))
-    node.args = node.args[:2]
-    for operand in matrices:
-        for dead in (operand, cast(fx.Node, operand.args[0])):
-            if not dead.users:
-                module.graph.erase_node(dead)
-    module.set_submodule(str(node.target), made)
+    _hold(module, node, IntegerRecurrent(layer, stored))
     kind = type(layer).__name__.removeprefix("Operand")
     if kind == "LSTM":
         done.recurrent += layer.num_layers
@@ -278,6 +266,48 @@ def _write_recurrent(module: fx.GraphModule, node: fx.Node, layer: Any, done: Lo
             f"{node.target}: onnxruntime has no integer kernel for {kind}: it computes in float "
             "with weights stored as integers, its input rounded"
         )
+
+
+def store_recurrent(module: fx.GraphModule) -> tuple[str, ...]:
+    """Write recurrent layers as operators of ONNX that read stored integers, in float arithmetic.
+
+    Returns:
+        A note for each.
+    """
+    notes = []
+    for node in list(module.graph.nodes):
+        layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        stored = _stored(module, node) if isinstance(layer, _RECURRENT) else None
+        if stored is not None:
+            _hold(module, node, IntegerRecurrent(layer, stored, rounded=False))
+            notes.append(f"{node.target}: computed in float, with weights stored as integers")
+    return tuple(notes)
+
+
+def _stored(module: fx.GraphModule, node: fx.Node) -> list[tuple[Tensor, Tensor]] | None:
+    """Return integers and scales of each matrix of a layer; None if one is not quantised."""
+    stored = []
+    for operand in node.args[2:]:
+        assert isinstance(operand, fx.Node)
+        quantizer = module.get_submodule(str(operand.target)) if operand.op == "call_module" else 0
+        source = operand.args[0] if operand.args else None
+        if not isinstance(quantizer, FakeQuantize) or not isinstance(source, fx.Node):
+            return None
+        value = _attribute(module, str(source.target))
+        integers = quantizer.quantize(value).to(torch.int8)
+        stored.append((integers, _scales(quantizer, integers)))
+    return stored
+
+
+def _hold(module: fx.GraphModule, node: fx.Node, made: nn.Module) -> None:
+    """Put a layer that holds its matrices in the place of one that is given them."""
+    matrices = cast("list[fx.Node]", list(node.args[2:]))
+    node.args = node.args[:2]
+    for operand in matrices:
+        for dead in (operand, cast(fx.Node, operand.args[0])):
+            if not dead.users:
+                module.graph.erase_node(dead)
+    module.set_submodule(str(node.target), made)
 
 
 def _attribute(module: nn.Module, target: str) -> Tensor:

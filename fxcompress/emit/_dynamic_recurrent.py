@@ -22,10 +22,15 @@ class IntegerRecurrent(nn.Module):
     Args:
         layer: The operand layer.
         stored: Integers and scales (one per row) of each matrix, in the order of the operands.
+        rounded: Round the inputs too, as onnxruntime's kernel does; else an operator of ONNX reads
+            them as they are, and what the integers stand for.
     """
 
-    def __init__(self, layer: Any, stored: list[tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self, layer: Any, stored: list[tuple[Tensor, Tensor]], *, rounded: bool = True
+    ) -> None:
         super().__init__()
+        self.rounded = rounded
         kind = type(layer).__name__.removeprefix("Operand")
         self.kind = f"{kind}_{layer.nonlinearity}" if kind == "RNN" else kind
         self.layers, self.hidden = layer.num_layers, layer.hidden_size
@@ -37,7 +42,7 @@ class IntegerRecurrent(nn.Module):
             for name, matrices in (("w", here[::2]), ("r", here[1::2])):
                 integers = torch.stack([self._gates(each) for each, _ in matrices])
                 # The kernel of the LSTM multiplies from the left.
-                integers = integers.transpose(1, 2) if kind == "LSTM" else integers
+                integers = integers.transpose(1, 2) if kind == "LSTM" and rounded else integers
                 self.register_buffer(f"{name}{i}", integers.contiguous())
                 scales = torch.stack([self._gates(scale) for _, scale in matrices])
                 self.register_buffer(f"{name}{i}_scale", scales)
@@ -84,6 +89,8 @@ class IntegerRecurrent(nn.Module):
     def _layer(self, i: int, x: Tensor, states: list[Tensor]) -> Any:
         names = (f"w{i}", f"r{i}", f"bias{i}", f"w{i}_scale", f"r{i}_scale")
         tensors = [getattr(self, name) for name in names]
+        if not self.rounded:
+            return self._in_float(x, states, *tensors)
         if self.kind == "LSTM":
             return self._lstm(x, *states, *tensors)
         rounded = dynamic_ops().dynamic_quantize(x, 8, False, False)
@@ -111,6 +118,38 @@ class IntegerRecurrent(nn.Module):
             dtypes=(torch.float32,) * 3,
             shapes=([x.shape[0], self.directions, x.shape[1], self.hidden], h.shape, c.shape),
             version=1,
+        )
+
+    def _in_float(
+        self,
+        x: Tensor,
+        states: list[Tensor],
+        w: Tensor,
+        r: Tensor,
+        bias: Tensor | None,
+        w_scale: Tensor,
+        r_scale: Tensor,
+    ) -> Any:
+        name, _, nonlinearity = self.kind.partition("_")
+        attributes: dict[str, Any] = {
+            "direction": "bidirectional" if self.directions == 2 else "forward",
+            "hidden_size": self.hidden,
+        }
+        if name == "GRU":
+            attributes["linear_before_reset"] = 1
+        if name == "RNN":
+            attributes["activations"] = [nonlinearity.capitalize()] * self.directions
+        matrices = [m.float() * s.unsqueeze(-1) for m, s in ((w, w_scale), (r, r_scale))]
+        return torch.onnx.ops.symbolic_multi_out(
+            name,
+            [x, *matrices, bias, None, *states],
+            attributes,
+            dtypes=(torch.float32,) * (1 + len(states)),
+            shapes=(
+                [x.shape[0], self.directions, x.shape[1], self.hidden],
+                *(state.shape for state in states),
+            ),
+            version=14,
         )
 
 

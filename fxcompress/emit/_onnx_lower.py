@@ -6,9 +6,10 @@ from typing import Literal
 
 from torch import fx
 
-from fxcompress.emit._dynamic import write_dynamic
+from fxcompress.emit._dynamic import store_recurrent, write_dynamic
 from fxcompress.emit._lower import ONNXRUNTIME, TENSORRT, Lowered, lower
 from fxcompress.emit._lower_nbits import lower_nbits
+from fxcompress.emit._openvino_forms import write_openvino_forms
 from fxcompress.errors import EmitError
 from fxcompress.nn import DynamicQuantize
 
@@ -33,12 +34,14 @@ def lower_for(module: fx.GraphModule, target: OnnxTarget, activations: str) -> L
         _refuse_dynamic(module)
         return lower(module, "decomposed", TENSORRT)
     if target == "openvino":
-        dropped = drop_dynamic(module)
+        dropped, stored = drop_dynamic(module), store_recurrent(module)
+        write_openvino_forms(module)
         lowered = lower(module, "decomposed", ONNXRUNTIME)
         if dropped:
             lowered.notes.append(
                 f"{dropped} activations are rounded at run time by OpenVINO itself, in its own way"
             )
+        lowered.notes += stored
         return lowered
     nbits = lower_nbits(module, "int8" if activations == "int8" else "float32")
     dynamic = write_dynamic(module)

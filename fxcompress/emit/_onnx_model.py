@@ -62,6 +62,7 @@ def onnx_model(
         EmitError: The exporter refuses the graph, or the target cannot take it.
     """
     plain = plain_program(job.program)
+    _check_types(plain.module, target)
     lowered = lower_for(plain.module, target, activations) if job.quantized else None
     _keep_reshapes(plain.module)
     exported = export_program(plain, job.program.dims, job.example)
@@ -72,6 +73,23 @@ def onnx_model(
     if plain.flattened:
         notes.insert(0, f"outputs of {', '.join(plain.flattened)} are named by field")
     return OnnxModel(model, plain, lowered, tuple(notes))
+
+
+def _check_types(module: fx.GraphModule, target: OnnxTarget) -> None:
+    """Refuse what onnxruntime has no kernels for; OpenVINO reads it.
+
+    Raises:
+        EmitError: A tensor is in bfloat16.
+    """
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    found = [name for name, tensor in tensors if tensor.dtype == torch.bfloat16]
+    if found and target == "onnxruntime":
+        raise EmitError(
+            "onnxruntime runs no bfloat16 model on a CPU",
+            reason=f"{len(found)} tensors are in bfloat16, {found[0]} among them",
+            hint="cast to float16 (`tidy.cast`), or emit pt2, openvino or executorch",
+            where=found[0],
+        )
 
 
 def save_model(model: Any, stage: Path, name: str) -> tuple[str, ...]:

@@ -43,9 +43,11 @@ def dynamic_parameters(
     """
     qmin, qmax = integer_range(bits, symmetric=symmetric)
     values = wide(x.detach())
-    dims: dict[str, Any] = {"dim": -1, "keepdim": True} if per == "token" else {}
-    low: Tensor = values.amin(**dims).clamp(max=0)
-    high: Tensor = values.amax(**dims).clamp(min=0)
+    token = per == "token"
+    # Without a dim, an extreme of all values is not in the operators that exporters translate.
+    values = values if token else values.reshape(-1)
+    low = values.amin(-1, keepdim=token).clamp(max=0)
+    high = values.amax(-1, keepdim=token).clamp(min=0)
     scale = torch.maximum(-low, high) / qmax if symmetric else (high - low) / qmax
     scale = torch.where(scale > 0, scale, 1.0)
     zero_point = torch.zeros_like(scale) if symmetric else (-low / scale).round().clamp(qmin, qmax)

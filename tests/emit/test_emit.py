@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxcompress.emit import Artifact, EmitOptions, Pt2Options, emit
+from fxcompress.errors import EmitError
 from fxcompress.ir import Program, capture
 from fxcompress.nn import FakeQuantize
 from fxcompress.pipeline.context import Context
@@ -177,6 +178,9 @@ def test_bfloat16(tmp_path: Path) -> None:
     found = by_format(emit(program, tmp_path, ("program", "pt2", "python")))
     assert found["python"].comparison.max_abs == 0
     assert read_header(found["python"].paths[1])["fc.weight"]["dtype"] == "BF16"
+    with pytest.raises(EmitError, match="onnxruntime runs no bfloat16 model") as caught:
+        emit(program, tmp_path, ["onnx"])
+    assert "cast to float16" in caught.value.hint
 
 
 def test_a_real_batch_is_used_as_given(tmp_path: Path) -> None:

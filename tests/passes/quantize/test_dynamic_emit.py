@@ -103,6 +103,14 @@ def test_an_lstm_is_the_kernel_of_onnxruntime(tmp_path, layers, both):
     )
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers_in_openvino_store_integers(tmp_path, kind):
+    pytest.importorskip("openvino")
+    found = written(recurrent(kind, 2, True), tmp_path, ["openvino"])["openvino"]
+    assert any("computed in float, with weights stored as integers" in n for n in found.notes)
+    assert found.comparison.relative < 0.02
+
+
 @pytest.mark.parametrize("kind", ["GRU", "RNN"])
 def test_other_recurrent_layers_keep_integer_weights_and_say_that_they_compute_in_float(
     tmp_path, kind
