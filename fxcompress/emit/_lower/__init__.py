@@ -1,6 +1,12 @@
 """From fake-quantize nodes to integers: one lowering, a table of what each runtime wants."""
 
-from fxcompress.emit._lower.graph import activation_bits, is_quantized, register_decomposed
+from fxcompress.emit._lower.graph import (
+    activation_bits,
+    is_quantized,
+    is_weight,
+    quantizer_of,
+    register_decomposed,
+)
 from fxcompress.emit._lower.lower import Form, lower
 from fxcompress.emit._lower.stored import Lowered
 from fxcompress.emit._lower.targets import (
@@ -23,6 +29,8 @@ __all__ = [
     "Target",
     "activation_bits",
     "is_quantized",
+    "is_weight",
     "lower",
+    "quantizer_of",
     "register_decomposed",
 ]
