@@ -22,6 +22,7 @@ __all__ = [
     "rows_of",
     "same_shape",
     "teacher_output",
+    "unit",
     "wide",
 ]
 
@@ -110,6 +111,15 @@ def rows_of(logits: Tensor, first: bool) -> Tensor:
 def wide(tensor: Tensor) -> Tensor:
     """Return a tensor in float32 or wider."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Return the rows of the last dim scaled to length 1; rows of zeros stay zeros.
+
+    Unlike a length that is kept above some epsilon, this gives rows of zeros no huge gradient.
+    """
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / torch.where(lengths > 0, lengths, 1.0)
 
 
 def labels_or_none(target: Any) -> Tensor | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Final, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from fxcompress.errors import UsageError
@@ -88,7 +91,6 @@ def make_terms(
     """
     terms: list[Term] = []
     for options in chosen:
-        function: LossFunction | None
         module, kind = None, str(options.use)
         if isinstance(options, config.Custom):
             function, kind = _own(options, functions or {}), options.factory.rpartition(":")[2]
@@ -96,10 +98,25 @@ def make_terms(
             row = LOSSES[options.use]
             module = None if row.make is None else row.make(options, shapes or {})
             function = row.function or module
-        assert function is not None, "a row has a function or makes a module"
+            assert function is not None, "a row has a function or makes a module"
+            function = _in_full_precision(function)
         count = sum(term.name.partition("@")[0] == kind for term in terms) + 1
         terms.append(Term(kind if count == 1 else f"{kind}@{count}", options, function, module))
     return tuple(terms)
+
+
+def _in_full_precision(function: LossFunction) -> LossFunction:
+    """Return a loss that computes in float32 where the model computes in less by autocast."""
+
+    @wraps(function)
+    def call(options: Any, outcome: Outcome, progress: float) -> Total:
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            return function(options, outcome, progress)
+
+    return call
 
 
 def _own(options: config.Custom, functions: Mapping[str, Callable[..., Tensor]]) -> LossFunction:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fxcompress.errors import DataError
 from fxcompress.train import loss_config as config
 from fxcompress.train.losses._outcome import Outcome, Total
-from fxcompress.train.losses._rows import attention_mask, labels_or_none, wide
+from fxcompress.train.losses._rows import attention_mask, labels_or_none, unit, wide
 from fxcompress.train.losses._taps import mean_over_taps, places, tapped
 from fxcompress.train.metrics import IGNORED
 
@@ -47,7 +47,7 @@ def attention_transfer(
             s, t = torch.where(kept, s, 0.0), torch.where(kept, t, 0.0)
             number = kept.sum(1).clamp(min=1)
             kept = kept.any(1)
-        difference = F.normalize(s, dim=1) - F.normalize(t, dim=1)
+        difference = unit(s) - unit(t)
         if options.form == "paper":
             each = torch.linalg.vector_norm(difference, dim=1)
         else:
@@ -71,7 +71,7 @@ def attention_kl(options: config.AttentionKl, outcome: Outcome, progress: float)
     """Return KL(A_T ‖ A_S), mean over heads, summed over queries that count.
 
     A `[batch, heads, queries, keys]` are attention probabilities (Wang et al., 2020, MiniLM,
-    arXiv:2002.10957, equation 5). Padded queries and keys are left out. With `heads: mean`, A is
+    arXiv:2002.10957, section 3.1). Padded queries and keys are left out. With `heads: mean`, A is
     the mean over the heads of each side.
 
     Raises:
@@ -98,8 +98,8 @@ def minilm(options: config.MiniLm, outcome: Outcome, progress: float) -> Total:
     """Return KL(R_T ‖ R_S), mean over relation heads, summed over tokens that count.
 
     R = softmax(V Vᵀ / √d) over the tokens of `attention_mask`, V the values of a head of width d:
-    the value relation of Wang et al., 2020, MiniLM, arXiv:2002.10957, equations 6 to 8; of queries
-    or keys instead: MiniLMv2, arXiv:2012.15828, equation 6. A tap is `[batch, heads, seq, d]` or
+    the value relation of Wang et al., 2020, MiniLM, arXiv:2002.10957, section 3.2; of queries
+    or keys instead: MiniLMv2, arXiv:2012.15828, section 3. A tap is `[batch, heads, seq, d]` or
     `[batch, seq, hidden]`; `heads` splits all its channels anew, so that both sides have as many.
 
     Raises:

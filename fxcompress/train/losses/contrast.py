@@ -6,12 +6,11 @@ import zlib
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fxcompress.errors import UsageError
 from fxcompress.train import loss_config as config
 from fxcompress.train.losses._outcome import Outcome, Total
-from fxcompress.train.losses._rows import labels_of
+from fxcompress.train.losses._rows import labels_of, unit
 from fxcompress.train.losses._taps import (
     Shapes,
     as_maps,
@@ -56,8 +55,8 @@ class ContrastiveHeads(nn.Module):
                 )
             ours, theirs = found[name]
             kept = places(outcome, ours.shape)
-            s = F.normalize(own(_pooled(ours, kept)), dim=-1)
-            t = F.normalize(other(_pooled(theirs, kept)), dim=-1)
+            s = unit(own(_pooled(ours, kept)))
+            t = unit(other(_pooled(theirs, kept)))
             scores = s @ t.T / options.temperature
             scores = scores.masked_fill(self._left_out(options, outcome, kept, scores), -1e30)
             each = scores.logsumexp(0) + scores.logsumexp(1) - 2 * scores.diagonal()

@@ -56,7 +56,7 @@ def soft_labels(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 def reverse_kl(options: config.ReverseKl, outcome: Outcome, progress: float) -> Total:
     """Return T² · KL(q ‖ p), the model's distribution first, summed over rows.
 
-    Gu et al., 2024 (MiniLLM), arXiv:2306.08543, section 2.1, here on given tokens: the model need
+    Gu et al., 2024 (MiniLLM), arXiv:2306.08543, section 2, here on given tokens: the model need
     not cover what the teacher finds possible, only stay where the teacher is.
 
     Raises:
@@ -78,7 +78,7 @@ def reverse_kl(options: config.ReverseKl, outcome: Outcome, progress: float) -> 
 def jensen_shannon(options: config.JensenShannon, outcome: Outcome, progress: float) -> Total:
     """Return T² · (β KL(p ‖ m) + (1 − β) KL(q ‖ m)) with m = β p + (1 − β) q, summed over rows.
 
-    Agarwal et al., 2024 (GKD), arXiv:2306.13649, equation 1; β = ½ is Lin's divergence (1991). For
+    Agarwal et al., 2024 (GKD), arXiv:2306.13649, section 2; β = ½ is Lin's divergence (1991). For
     large T its gradient tends to β (1 − β) times that of `soft_labels`.
     """
     ours, theirs = compared(options, outcome)
@@ -94,7 +94,7 @@ class CurriculumTemperature(nn.Module):
 
     T = low + (high − low) · σ(θ). The gradient that reaches θ is multiplied by −λ: while the model
     lowers the loss, θ raises it, the more the larger λ, from easy to hard. λ follows the schedule
-    `reversal`. Li et al., 2023, arXiv:2211.16231, equations 4 to 7 (global temperature); in the
+    `reversal`. Li et al., 2023, arXiv:2211.16231, section 3 (global temperature); in the
     published code low is 1, high 21 and θ first 1, and λ rises over the first ten epochs.
     """
 

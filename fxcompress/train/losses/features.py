@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fxcompress.errors import DataError, UsageError
 from fxcompress.train import loss_config as config
 from fxcompress.train.losses._outcome import Outcome, Total
-from fxcompress.train.losses._rows import wide
+from fxcompress.train.losses._rows import unit, wide
 from fxcompress.train.losses._taps import as_maps, mean_over_taps, places, tap_names, tapped
 
 __all__ = ["features", "fsp"]
@@ -21,11 +21,11 @@ def features(options: config.Features, outcome: Outcome, progress: float) -> Tot
     """Return the distance of s and t `[places, channels]`, summed over places that count.
 
     `l2`: 1/C Σ_c (s_c − t_c)² (Romero et al., 2015, FitNets, arXiv:1412.6550, equation 3, there a
-    sum and halved; Jiao et al., 2020, TinyBERT, arXiv:1909.10351, equation 8);
+    sum and halved; Jiao et al., 2020, TinyBERT, arXiv:1909.10351, section 3);
     `cosine`: 1 − s·t / (‖s‖‖t‖) (Sanh et al., 2019, DistilBERT, arXiv:1910.01108, section 3);
     `smooth_l1`: 1/C Σ_c h(s_c − t_c), h(x) = x²/2β within ±β, |x| − β/2 beyond (Girshick, 2015,
     Fast R-CNN, arXiv:1504.08083, equation 3, there β = 1).
-    With `normalize`, s and t have length 1 (Sun et al., 2019, PKD, arXiv:1908.09355, equation 7).
+    With `normalize`, s and t have length 1 (Sun et al., 2019, PKD, arXiv:1908.09355, section 3).
     The mean over taps.
     """
     totals = [_distances(options, outcome, *pair) for pair in tapped(options, outcome).values()]
@@ -41,9 +41,9 @@ def _distances(options: config.Features, outcome: Outcome, ours: Tensor, theirs:
         ours, theirs = ours.movedim(1, -1), theirs.movedim(1, -1)
     s, t = (wide(each).reshape(-1, each.shape[-1]) for each in (ours, theirs))
     if options.normalize:
-        s, t = F.normalize(s, dim=-1), F.normalize(t, dim=-1)
+        s, t = unit(s), unit(t)
     if options.distance == "cosine":
-        rows = 1 - F.cosine_similarity(s, t, dim=-1)
+        rows = 1 - (unit(s) * unit(t)).sum(-1)
     elif options.distance == "smooth_l1":
         rows = F.smooth_l1_loss(s, t, reduction="none", beta=options.beta).mean(-1)
     else:

@@ -86,7 +86,7 @@ def step_by_step(options: config.StepByStep, outcome: Outcome, progress: float) 
     """Return α · L_label + (1 − α) · L_rationale, summed over sequences.
 
     Each L is the mean cross entropy of a sequence's next tokens of that kind, 0 where it has none
-    (Hsieh et al., 2023, arXiv:2305.02301, equation 3, with both weights summing to 1). The target
+    (Hsieh et al., 2023, arXiv:2305.02301, section 3.2, with both weights summing to 1). The target
     is a mapping of `labels` `[batch, seq]` and `segments`, the same shape: 1 marks tokens of the
     rationale, 2 of the label, anything else is left out. `segments` may stand in the batch.
 

@@ -18,7 +18,7 @@ __all__ = ["dist", "mse", "ranking"]
 def mse(options: config.Mse, outcome: Outcome, progress: float) -> Total:
     """Return (y − t)² summed over all elements, t being the targets or the teacher's output.
 
-    Against the teacher's logits: Ba and Caruana, 2014, arXiv:1312.6184, equation 1 (there halved).
+    Against the teacher's logits: Ba and Caruana, 2014, arXiv:1312.6184, section 2 (there halved).
 
     Raises:
         DataError: The shapes differ; nothing is broadcast.
@@ -37,8 +37,8 @@ def dist(options: config.Dist, outcome: Outcome, progress: float) -> Total:
 
     With P and Q `[rows, classes]` the softened probabilities of teacher and model and ρ Pearson's
     correlation, inter = mean over rows of 1 − ρ(P_i, Q_i), intra = mean over classes of
-    1 − ρ(P_·j, Q_·j) (Huang et al., 2022, arXiv:2205.10536, equations 6 to 10; T² as in the
-    published code). Invariant to scale and shift of the probabilities. Rows or classes that do not
+    1 − ρ(P_·j, Q_·j) (Huang et al., 2022, arXiv:2205.10536, section 4; T² as in the published
+    code). Invariant to scale and shift of the probabilities. Rows or classes that do not
     vary have no correlation and are left out.
     """
     ours, theirs = compared(options, outcome)
@@ -67,9 +67,9 @@ def ranking(options: config.Ranking, outcome: Outcome, progress: float) -> Total
 
     With z the model's logits in the teacher's order, best first:
     `pairwise`: mean over pairs i < j that the teacher tells apart of max(0, m − (z_i − z_j)), the
-    hinge of Herbrich et al., 2000 (Large margin rank boundaries, equation 9);
+    hinge of Herbrich et al., 2000 (Large margin rank boundaries);
     `listwise`: −1/k · Σ_i log(e^{z_i} / Σ_{j ≥ i} e^{z_j}), the likelihood of the order under
-    Plackett and Luce (Xia et al., 2008, Listwise approach to learning to rank, section 4.2).
+    Plackett and Luce (Xia et al., 2008, Listwise approach to learning to rank, ListMLE).
     Summed over rows.
     """
     ours, theirs = compared(options, outcome)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fxcompress.train import loss_config as config
 from fxcompress.train.losses._outcome import Outcome, Total
+from fxcompress.train.losses._rows import unit
 from fxcompress.train.losses._taps import embeddings, mean_over_taps, tapped
 
 __all__ = ["cka", "rkd", "similarity_preserving"]
@@ -23,7 +24,7 @@ def rkd(options: config.Rkd, outcome: Outcome, progress: float) -> Total:
     L_D is the mean over pairs of h(ψ_D(t_i, t_j) − ψ_D(s_i, s_j)), ψ_D the distance over the mean
     distance μ of the batch; L_A the mean over triplets of distinct samples of
     h(ψ_A(t_i, t_j, t_k) − ψ_A(s_i, s_j, s_k)), ψ_A the cosine of the angle at j; h is Huber's loss
-    with δ = 1 (Park et al., 2019, arXiv:1904.05068, equations 4 to 8). Invariant to scale, shift
+    with δ = 1 (Park et al., 2019, arXiv:1904.05068, section 3.2). Invariant to scale, shift
     and rotation of either side. A batch of one sample has no pair and loss 0.
     """
     totals: list[Total] = []
@@ -81,12 +82,12 @@ def similarity_preserving(
     """Return 1/b² · ‖G_T − G_S‖²_F, times the number b of samples; the mean over taps.
 
     G is Q Qᵀ with rows scaled to length 1, Q `[b, features]` the flat tap (Tung and Mori, 2019,
-    arXiv:1907.09682, equations 1 to 4). Invariant to rotation and scale of either side.
+    arXiv:1907.09682, section 3). Invariant to rotation and scale of either side.
     """
     totals: list[Total] = []
     for ours, theirs in tapped(options, outcome).values():
         s, t = embeddings(outcome, ours, theirs)
-        difference = F.normalize(t @ t.T, dim=1) - F.normalize(s @ s.T, dim=1)
+        difference = unit(t @ t.T) - unit(s @ s.T)
         totals.append((difference.square().sum() / max(len(s), 1), len(s)))
     return mean_over_taps(totals)
 
@@ -95,7 +96,7 @@ def cka(options: config.Cka, outcome: Outcome, progress: float) -> Total:
     """Return 1 − CKA, times the number of samples; the mean over taps.
 
     CKA = ⟨K, L⟩ / (‖K‖_F ‖L‖_F), K and L the centred matrices of products of both sides: the linear
-    kernel of Kornblith et al., 2019, arXiv:1905.00414, equation 4 and section 3. Invariant to
+    kernel of Kornblith et al., 2019, arXiv:1905.00414, section 3. Invariant to
     rotation and scale of either side. Samples that are all alike have loss 0.
     """
     totals: list[Total] = []
