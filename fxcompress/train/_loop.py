@@ -84,12 +84,15 @@ class Loop:
         self.optimizer = make_optimizer(config.optimizer, self.groups)
         self.precision = Precision(config.precision, self.device)
         self.gradients = Gradients(self.objective, self.parameters, self.precision, self.world)
+        self.buffers = [b for b in self.module.buffers() if b.is_floating_point()]
         averaged = dict(tensors_of(self.module))
         self.average = None if config.ema is None else MovingAverage(config.ema, averaged)
 
     def run(self) -> FitResult:
         """Train to the end, from the last snapshot if there is one."""
         self._seed()
+        self.world.same([t for _, t in tensors_of(self.module)])
+        self.world.same(list(self.objective.state().values()))
         self.steps, calls = self._length()
         self.rate = make_learning_rate(
             self.config.scheduler, self.optimizer, calls, upwards=self.upwards
@@ -123,7 +126,8 @@ class Loop:
         return steps, -(-steps // batches) if per_epoch else steps
 
     def _seed(self) -> None:
-        seed = seed_of(self.seed, "model")
+        # Processes draw their own dropout; the first draws what it draws alone.
+        seed = seed_of(self.seed, "model", self.world.rank)
         # `torch.manual_seed` would also seed devices that this training does not use.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -143,7 +147,7 @@ class Loop:
                 started = time.perf_counter()
         course.seconds += time.perf_counter() - started
         with nullcontext() if self.average is None else self.average.in_place():
-            metric = None if self.evaluate is None else self.evaluate(self.module)
+            metric = self._measured()
             judged = course.close(metric, upwards=self.upwards, least=self.config.min_delta)
             if self.config.keep == "best" and course.best == len(course.history) - 1:
                 self.best_state = {name: t.detach().clone() for name, t in tensors_of(self.module)}
@@ -151,6 +155,15 @@ class Loop:
         course.end_after(self.steps, self.config.epochs, self.config.patience)
         if self.config.snapshot is None:
             self._keep()
+
+    def _measured(self) -> float | None:
+        """Return the metric: the first process measures, the others hear of it."""
+        if self.evaluate is None:
+            return None
+        found: float | None = self.world.told(
+            self.evaluate(self.module) if self.world.rank == 0 else None
+        )
+        return found
 
     def _batches(self) -> Iterator[list[tuple[Any, Any]]]:
         """Yield the batches of each step that is left of an epoch; the last may have fewer."""
@@ -179,6 +192,7 @@ class Loop:
         if self.hooks.after_step is not None:
             with torch.no_grad():
                 self.hooks.after_step(self.module, moment)
+        self.world.average(self.buffers)
         if self.average is not None:
             self.average.update()
         samples = sum(samples_in(batch) for batch, _ in batches)
@@ -211,11 +225,11 @@ class Loop:
         )
 
     def _keep(self) -> None:
-        if self.snapshots.folder is None:
+        if not self.keeping:
             return
-        generators = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            generators["device"] = torch.cuda.get_rng_state(self.device)
+        generators = self.world.gathered(_generators(self.device))
+        if self.world.rank:
+            return
         scheduler = self.rate.scheduler
         state = {
             "course": self.course.state(),
@@ -232,10 +246,12 @@ class Loop:
 
     def _resume(self) -> None:
         """Go on from the last snapshot, if there is one."""
-        found = self.snapshots.read()
-        if found is None:
+        # Only the first process needs the folder.
+        self.keeping: bool = self.world.told(self.snapshots.folder is not None)
+        found = self.snapshots.read() if self.world.rank == 0 else None
+        state = self.world.told(None if found is None else found.state)
+        if state is None:
             return
-        state = found.state
         self.course = Course.of(state["course"])
         _load(dict(tensors_of(self.module)), state["model"])
         _load(self.objective.state(), state["objective"])
@@ -246,14 +262,23 @@ class Loop:
         self.precision.load(state["precision"])
         if self.average is not None:
             self.average.load(state["average"])
-        torch.set_rng_state(state["generators"]["cpu"])
+        own = state["generators"][self.world.rank]
+        torch.set_rng_state(own["cpu"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["generators"]["device"], self.device)
+            torch.cuda.set_rng_state(own["device"], self.device)
 
 
 def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Return every parameter and buffer of a module once, by name."""
     return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of the generators that a model draws from."""
+    found = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["device"] = torch.cuda.get_rng_state(device)
+    return found
 
 
 def _size(item: tuple[Any, Any]) -> int:

@@ -98,6 +98,44 @@ class World:
             for tensor in tensors:
                 distributed.broadcast(tensor.detach(), 0)
 
+    @torch.no_grad()
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Give every process the mean of all, in place."""
+        if self.alone:
+            return
+        for bucket in _buckets(tensors):
+            flat = self._reduced(torch.cat([each.reshape(-1) for each in bucket])) / self.size
+            parts = torch.split(flat, [each.numel() for each in bucket])
+            torch._foreach_copy_(bucket, [p.view_as(t) for p, t in zip(parts, bucket, strict=True)])
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return the values of all processes, by rank: plain data and tensors."""
+        if self.alone:
+            return [value]
+        held: list[Any] = [None] * self.size
+        with self._guarded():
+            distributed.all_gather_object(held, value)
+        return held
+
+    def check_same(self, told: Mapping[str, str]) -> None:
+        """Check that all processes were told the same.
+
+        Raises:
+            WorkerError: They were not; every process says so.
+        """
+        everyone = self.gathered(dict(told))
+        differs = [
+            f"{name}: {', '.join(dict.fromkeys(each.get(name, 'nothing') for each in everyone))}"
+            for name in sorted(set().union(*everyone))
+            if len({each.get(name) for each in everyone}) > 1
+        ]
+        if differs:
+            raise WorkerError(
+                "the processes were told different things",
+                reason="; ".join(differs),
+                hint="start all with the same spec and options",
+            )
+
     def told(self, value: Any) -> Any:
         """Return the value that the first process has: plain data."""
         if self.alone:

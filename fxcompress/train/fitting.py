@@ -83,6 +83,7 @@ def fit(
     groups = trained(config.groups, trainable(module, names))
     chosen = {name: parameter for _, found in groups for name, parameter in found.items()}
     world = World.here(next(iter(chosen.values())).device)
+    world.check_same({"seed": str(seed), **_options(config), "trained": " ".join(chosen)})
     split = data if isinstance(data, Split) else one_split(config.split, data, "the data")
     hooks = hooks or Hooks()
     objective = make_objective(
@@ -146,12 +147,15 @@ def _identity(
     for name, tensor in tensors_of(module):
         start.update(f"{name} {hash_tensor(tensor)}\n".encode())
     names = hashlib.sha256("\n".join(chosen).encode()).hexdigest()
-    options = {
-        name: str(value) for name, value in config.model_dump(mode="json", by_alias=True).items()
-    }
     return {
-        **options,
+        **_options(config),
         "seed": str(seed),
         "start": start.hexdigest()[:16],
         "parameters": names[:16],
+    }
+
+
+def _options(config: FitConfig) -> dict[str, str]:
+    return {
+        name: str(value) for name, value in config.model_dump(mode="json", by_alias=True).items()
     }
