@@ -42,6 +42,7 @@ def compress(
     data: Mapping[str, Iterable[Any]] | None = None,
     metric: Metric | None = None,
     seed: int | None = None,
+    teacher: Program | None = None,
     run_dir: str | Path | RunFolder | None = None,
     lock: Lock | None = None,
     resume: bool = False,
@@ -57,6 +58,7 @@ def compress(
             of keyword arguments, and labelled splits give `(batch, target)`. Replaces a spec's.
         metric: What results are judged by. Replaces a spec's.
         seed: Replaces a spec's; 0 by default.
+        teacher: The Program that `teacher: given` stands for in a distillation.
         run_dir: Where to keep checkpoints, lock and record; nowhere if None.
         lock: Replay these decisions.
         resume: Go on with the run in `run_dir`.
@@ -66,5 +68,5 @@ def compress(
     Raises:
         FxCompressError: The recipe is not valid, or a check, a pass or the run folder failed.
     """
-    job = prepare(recipe, program, data=data, metric=metric, seed=seed)
+    job = prepare(recipe, program, data=data, metric=metric, seed=seed, teacher=teacher)
     return job.run(run_dir, lock=lock, resume=resume, overwrite=overwrite, on_event=on_event)

@@ -27,6 +27,7 @@ def prepare(
     data: Mapping[str, Iterable[Any]] | None = None,
     metric: Metric | None = None,
     seed: int | None = None,
+    teacher: Program | None = None,
     meta: bool = False,
 ) -> Job:
     """Make the Job of a recipe: capture a spec's model, load its data and metric, check steps.
@@ -37,6 +38,7 @@ def prepare(
         data: Replaces a spec's data.
         metric: Replaces a spec's metric.
         seed: Replaces a spec's seed.
+        teacher: What `teacher: given` stands for.
         meta: Allocate no weights where the spec's model is built (for plans).
 
     Raises:
@@ -45,7 +47,9 @@ def prepare(
     if not isinstance(recipe, Spec):
         if program is None:
             raise UsageError("passes alone name no model", hint="give a Program, or a Spec")
-        context = Context(data=data or {}, seed=seed or 0, name=program.name, metric=metric)
+        context = Context(
+            data=data or {}, seed=seed or 0, name=program.name, metric=metric, teacher=teacher
+        )
         return Job(program, _steps(recipe), context)
     spec = recipe
     context = Context(
@@ -56,6 +60,7 @@ def prepare(
         folder=spec.folder,
         metric=load_metric(spec) if metric is None else metric,
         reproduce=_named_by(spec),
+        teacher=teacher,
     )
     original = load_program(spec, meta=meta) if program is None else program
     source = str(spec.files[0]) if spec.files else ""

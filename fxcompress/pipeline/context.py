@@ -30,6 +30,7 @@ class Context:
         seed: Every pass starts with torch's generators at this seed.
         planning: Decide what can be decided without running the model; name the rest as pending.
         original: The Program before the first pass; the teacher of a distillation.
+        teacher: Another teacher, given to `compress`.
         name: The run's name.
         spec: Digest of the spec and all it extends and names; empty when composed in code.
         folder: Where the files lie that options name: the spec's folder, or the working folder.
@@ -48,6 +49,7 @@ class Context:
     seed: int = 0
     planning: bool = False
     original: Program | None = None
+    teacher: Program | None = None
     name: str = "run"
     spec: str = ""
     folder: Path = Path()

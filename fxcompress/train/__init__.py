@@ -6,6 +6,8 @@ from fxcompress._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from fxcompress.train._optimizers import check_recipe as check_recipe
+    from fxcompress.train.cached import CachedOutputs as CachedOutputs
+    from fxcompress.train.cached import cache_outputs as cache_outputs
     from fxcompress.train.config import FitConfig as FitConfig
     from fxcompress.train.data import Batch as Batch
     from fxcompress.train.data import Data as Data
@@ -36,6 +38,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         **dict.fromkeys(("FitResult", "fit"), "fitting"),
         **dict.fromkeys(("Hooks", "Moment"), "hooks"),
         **dict.fromkeys(("trained_tensors", "training_copy"), "programs"),
+        **dict.fromkeys(("CachedOutputs", "cache_outputs"), "cached"),
         "Epoch": "history",
         "FitConfig": "config",
         "check_recipe": "_optimizers",

@@ -96,11 +96,7 @@ class Objective:
         Raises:
             DataError: The batch does not fit a loss.
         """
-        known = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                known = call(self.teacher, batch)
-        totals = self._totals(batch, target, known, moment.progress)
+        totals = self._totals(batch, target, moment.progress)
         found: dict[str, Part] = {}
         for term in self.terms:
             total, count = totals[term.name]
@@ -111,11 +107,15 @@ class Objective:
         return found
 
     def _totals(
-        self, batch: Any, target: Any, known: Any, progress: float
+        self, batch: Any, target: Any, progress: float
     ) -> Mapping[str, tuple[Tensor, Tensor | float]]:
         """Return the sum and the count of each term by name."""
         if self.joint is not None:
-            return self.joint(batch, target, progress, known).totals
+            return self.joint(batch, target, progress).totals
+        known = None
+        if self.teacher is not None:
+            with torch.no_grad():
+                known = call(self.teacher, batch)
         outcome = Outcome(call(self.module, batch), known, batch, target)
         return {term.name: term.total(outcome, progress) for term in self.terms}
 

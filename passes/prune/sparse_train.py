@@ -75,9 +75,10 @@ class SparseTrainDecision(TrainDecision):
     def summary(self) -> tuple[str, ...]:
         """Return how many groups are gone."""
         if not self.axes:
-            return ()
+            return super().summary()
         gone, size = (sum(getattr(a, name) for a in self.axes) for name in ("gone", "size"))
-        return (f"{gone} of {size} groups of {len(self.axes)} axes are next to zero",)
+        groups = f"{gone} of {size} groups of {len(self.axes)} axes are next to zero"
+        return (groups, *super().summary())
 
 
 class SparseTrain(TrainingPass[SparseTrainOptions, SparseTrainDecision]):

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options
 from fxcompress.rewrite.edits import Declined
 from fxcompress.train.config import Custom, FitConfig
 from fxcompress.train.history import Epoch
+from fxcompress.train.joint.options import ProjectorConfig
+from passes.train._teacher_options import CachedOutputs, TeacherAndOutputs
 
-__all__ = ["TrainDecision", "TrainOptions"]
+__all__ = ["TapPair", "TrainDecision", "TrainOptions"]
 
 
 class TrainOptions(Options, FitConfig):
     """How a pass trains: losses, optimiser, length, and what the losses compare with."""
 
-    teacher: Literal["original"] | None = Field(
-        default=None, description="What losses compare with: the model before the first pass."
+    teacher: TeacherAndOutputs | None = Field(
+        default=None,
+        description="What losses compare with: `original`, the model before the first pass; "
+        "`given`, the Program given to `compress`; `{spec: path}`, `{run: folder}`, or "
+        "`{outputs: folder}` with outputs that were kept.",
+    )
+    projectors: tuple[ProjectorConfig, ...] = Field(
+        default=(),
+        strict=False,
+        description="How taps of the model are brought to the shapes of the teacher's; by default "
+        "a linear map without bias where widths differ. The last entry that fits a tap counts.",
     )
 
     @model_validator(mode="after")
@@ -30,7 +41,43 @@ class TrainOptions(Options, FitConfig):
             raise ValueError(
                 "no loss compares with the teacher: add `use: soft_labels` to `losses`"
             )
+        if self.reads_taps and isinstance(self.teacher, CachedOutputs):
+            raise ValueError("a loss reads taps, and cached outputs have none: name a teacher")
         return self
+
+
+class TapPair(BaseModel):
+    """A tap that losses read, its counterpart, and what brings the one to the other's shape.
+
+    Attributes:
+        name: The tap.
+        what: Which value of its place it reads.
+        student: The node of the model.
+        teacher: The node of the teacher.
+        ours: The type of the model's value.
+        theirs: The type of the teacher's.
+        fitting: The projector and the resizing, in words; empty where shapes agree.
+        losses: Which losses read it.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str
+    what: str
+    student: str
+    teacher: str
+    ours: str
+    theirs: str
+    fitting: str = ""
+    losses: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        through = f" through {self.fitting}" if self.fitting else ""
+        read = f"; read by {', '.join(self.losses)}" if self.losses else ""
+        return (
+            f"tap {self.name}: {self.student} {self.ours}{through} ~ {self.teacher} of the teacher "
+            f"{self.theirs}{read}"
+        )
 
 
 class TrainDecision(Decision):
@@ -42,6 +89,9 @@ class TrainDecision(Decision):
         kept: Index of the epoch whose weights these are.
         stopped_early: Whether `patience` ended the training.
         declined: What the graph does not train as the original would, as capture found.
+        taps: The taps that losses read.
+        joint: Nodes of the joint graph by part (`student`, `teacher`, `projectors`, `losses`);
+            empty where no loss reads taps.
     """
 
     parameters: tuple[str, ...] = ()
@@ -49,3 +99,12 @@ class TrainDecision(Decision):
     kept: int | None = None
     stopped_early: bool = False
     declined: tuple[Declined, ...] = ()
+    taps: tuple[TapPair, ...] = ()
+    joint: dict[str, int] = Field(default_factory=dict)
+
+    def summary(self) -> tuple[str, ...]:
+        """Return the joint graph and each tap, a line each."""
+        if not self.joint:
+            return ()
+        parts = ", ".join(f"{count} of the {part}" for part, count in self.joint.items())
+        return (f"one joint graph: nodes {parts}", *map(str, self.taps))

@@ -15,6 +15,7 @@ from fxcompress.spec._python import load_factory
 from fxcompress.train import check_recipe, fit, trained_tensors, training_copy
 from fxcompress.train.config import Custom
 from fxcompress.train.hooks import Hooks
+from passes.train._lesson import joined, prepare
 from passes.train._options import TrainDecision
 from passes.train._parameters import selected
 
@@ -54,7 +55,10 @@ def train(
     trained = check_recipe(options, {name: state[name] for name in names})
     tensors = [state[name] for name in trained]
     functions = _functions(options, context)
-    decision = TrainDecision(parameters=trained, declined=_unlike(program))
+    lesson = prepare(program, options, context)
+    decision = TrainDecision(
+        parameters=trained, declined=_unlike(program), **joined(lesson, options, functions)
+    )
     if context.planning:
         return decision.model_copy(update={"pending": (_pending(options, tensors),)})
     module = training_copy(program)
@@ -63,13 +67,14 @@ def train(
         module,
         options,
         context.split(options.split),
-        teacher=_teacher(options, context),
+        teacher=lesson.module,
         names=names,
         evaluate=None if metric is None else _measured(program, context),
         higher_is_better=metric is None or metric.higher_is_better,
         seed=context.seed,
         hooks=None if hooks is None else hooks(module),
         functions=functions,
+        joining=lesson.joining(module),
         snapshots=context.scratch,
         progress=context.progress,
     )
@@ -125,14 +130,6 @@ def _pending(options: TrainOptions, tensors: Sequence[Tensor]) -> str:
         f"{len(tensors)} tensors ({count:,} parameters): known after training "
         f"({length} on {options.split})"
     )
-
-
-def _teacher(options: TrainOptions, context: Context) -> nn.Module | None:
-    if options.teacher is None:
-        return None
-    if context.original is None:
-        raise UsageError("there is no original to learn from", hint="run the pass in a pipeline")
-    return context.original.module
 
 
 def _measured(program: Program, context: Context) -> Callable[[nn.Module], float | None]:

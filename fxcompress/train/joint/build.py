@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fxcompress.errors import UsageError
-from fxcompress.ir import Program, propagate, type_text
+from fxcompress.ir import Program, propagate
 from fxcompress.ir._copying import assemble, copy_module
 from fxcompress.train.joint._losses import LossNode, path_of
+from fxcompress.train.joint.agree import check_inputs
 from fxcompress.train.joint.projectors import Fitting, projector
 
-__all__ = ["Builder", "Names", "Side", "check_inputs"]
+__all__ = ["Builder", "Fitted", "Names", "Side"]
 
 Scope = tuple[tuple[str, str], ...]
 _EXTRA: Final = ("batch", "target", "progress")
@@ -64,39 +64,6 @@ class Frozen(nn.Module):
         return super().train(False)
 
 
-def check_inputs(student: Program, teacher: Program) -> None:
-    """Check that two Programs take the same inputs, by name.
-
-    Raises:
-        UsageError: They do not; says which.
-    """
-    ours = {each.name: each for each in student.signature.inputs}
-    theirs = {each.name: each for each in teacher.signature.inputs}
-    reasons = []
-    if lacks := [name for name in theirs if name not in ours]:
-        reasons.append(f"the teacher also takes {', '.join(lacks)}")
-    if lacks := [name for name in ours if name not in theirs]:
-        reasons.append(f"the teacher does not take {', '.join(lacks)}")
-    for name in (name for name in ours if name in theirs):
-        mine, other = ours[name], theirs[name]
-        fits = mine.dtype == other.dtype and len(mine.shape) == len(other.shape)
-        sizes = zip(mine.shape, other.shape, strict=False)
-        if not fits or any(a != b for a, b in sizes if isinstance(a, int) and isinstance(b, int)):
-            types = (_typed(student, name), _typed(teacher, name))
-            reasons.append(f"{name} is {types[0]} for the student and {types[1]} for the teacher")
-    if reasons:
-        raise UsageError(
-            "student and teacher take different inputs",
-            reason="; ".join(reasons),
-            hint="capture both with the same inputs",
-        )
-
-
-def _typed(program: Program, name: str) -> str:
-    holders = program.graph.find_nodes(op="placeholder", target=name)
-    return type_text(next(iter(holders)).meta.get("val"), program)
-
-
 @dataclass
 class Builder:
     """A joint graph under construction. The student's modules and tensors are shared, not copied.
@@ -110,7 +77,6 @@ class Builder:
     """
 
     student: Program
-    cached: bool = False
     names: Names = field(init=False)
     root: fx.GraphModule = field(init=False)
     graph: fx.Graph = field(init=False)
@@ -126,7 +92,7 @@ class Builder:
         nodes: dict[fx.Node, fx.Node] = {}
         for node in self.student.graph.find_nodes(op="placeholder"):
             nodes[node] = self.inputs[str(node.target)] = self._copied(node, nodes)
-        for name in (*_EXTRA, *(("teacher",) if self.cached else ())):
+        for name in _EXTRA:
             holder = self.graph.placeholder(name)
             holder.meta["val"] = None
             self.inputs[name] = holder

@@ -33,7 +33,6 @@ def join(
     *,
     projectors: Sequence[ProjectorConfig] = (),
     seed: int = 0,
-    cached: bool = False,
 ) -> Joint:
     """Return one graph of a student and a teacher, with losses as further outputs.
 
@@ -45,14 +44,13 @@ def join(
         projectors: How taps are brought to the teacher's shapes; by default a linear map without
             bias where widths differ.
         seed: Decides how projectors start.
-        cached: Whether the teacher's outputs are given with each batch instead.
 
     Raises:
         UsageError: A loss reads a tap that is not there, inputs differ, or shapes cannot be
             matched.
         SelectorError: A tap has no counterpart in the teacher.
     """
-    return Joining(student, teacher, projectors=projectors, seed=seed, cached=cached).join(terms)
+    return Joining(student, teacher, projectors=projectors, seed=seed).join(terms)
 
 
 class Joining:
@@ -63,7 +61,6 @@ class Joining:
         teacher: As for `join`.
         projectors: As for `join`.
         seed: As for `join`.
-        cached: As for `join`.
 
     Raises:
         UsageError: They take different inputs.
@@ -77,12 +74,11 @@ class Joining:
         *,
         projectors: Sequence[ProjectorConfig] = (),
         seed: int = 0,
-        cached: bool = False,
     ) -> None:
         self.student, self.seed, self.projectors = student, seed, tuple(projectors)
         self.teacher = None if teacher is None else tapped_teacher(teacher, student)
         self.pairs = {pair.name: pair for pair in pair_taps(student, self.teacher)}
-        self._builder = Builder(student, cached)
+        self._builder = Builder(student)
         self._theirs = None if self.teacher is None else self._builder.teach(self.teacher)
 
     @property
@@ -129,7 +125,6 @@ class Joining:
             pairs=tuple(pairs),
             names=builder.names,
             own=frozenset(builder.ours.nodes.values()),
-            cached=builder.cached,
         )
 
     def _taps_of(self, term: Term) -> tuple[str, ...] | None:
@@ -218,8 +213,6 @@ class Joining:
 
     def _known(self, term: Term, theirs: Side | None) -> Any:
         """Return the teacher's outputs, where a loss may read them."""
-        if self._builder.cached:
-            return self._builder.inputs["teacher"]
         asked = "teacher" in term.options.needs or term.options.use == "custom"
         return theirs.leaves if theirs is not None and asked else None
 

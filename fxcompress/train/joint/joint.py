@@ -75,7 +75,6 @@ class Joint:
         pairs: The taps that losses read.
         names: Where the parts are in the graph.
         own: The student's nodes in the graph.
-        cached: Whether the teacher's outputs are given with each batch.
     """
 
     program: Program
@@ -84,29 +83,26 @@ class Joint:
     pairs: tuple[Pair, ...]
     names: Names
     own: frozenset[fx.Node] = field(repr=False)
-    cached: bool = False
 
     @property
     def module(self) -> fx.GraphModule:
         """The graph with its modules: the student's, and the rest under names of their own."""
         return self.program.module
 
-    def __call__(self, batch: Any, target: Any, progress: float, known: Any = None) -> Step:
+    def __call__(self, batch: Any, target: Any, progress: float) -> Step:
         """Run student, teacher and losses on a batch.
 
         Args:
             batch: A tuple of positional or a mapping of keyword arguments.
             target: The labels, or None.
             progress: How much of the training is done, 0 to 1.
-            known: The teacher's outputs, where they are not computed here.
 
         Raises:
             ModelError: The batch does not fit the call that was captured.
         """
         args, kwargs = ((), batch) if isinstance(batch, Mapping) else (tuple(batch), {})
-        inputs = [*self.student.signature.flatten(args, kwargs), batch, target, progress]
-        given = [*inputs, known] if self.cached else inputs
-        outputs = self.module(*given)
+        inputs = self.student.signature.flatten(args, kwargs)
+        outputs = self.module(*inputs, batch, target, progress)
         leaves = self.student.signature.output.num_leaves
         count = leaves + len(self.terms)
         totals = outputs[leaves:count]
@@ -122,6 +118,34 @@ class Joint:
         folder = self.module._modules.get(self.names.projectors)
         named = () if folder is None else folder.named_children()
         return {f"projectors.{name}": module for name, module in named}
+
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Return the taps that each loss reads, by its name."""
+        found = {term.name: () for term in self.terms}
+        for node in self.program.nodes:
+            module = module_of(node) if node.op == "call_module" else None
+            if isinstance(module, LossNode):
+                found[module.term.name] = tuple(node.kwargs["taps"])  # type: ignore[arg-type]
+        return found
+
+    def counts(self) -> dict[str, int]:
+        """Return how many nodes each part of the graph has: student, teacher, projectors, losses.
+
+        What resizes a tap counts as its projector; inputs, tensors and the output are not counted.
+        """
+        found = {"student": 0, "teacher": 0, "projectors": 0, "losses": 0}
+        for node in self.program.nodes:
+            if node.op in ("placeholder", "get_attr", "output"):
+                continue
+            scope = node.meta.get("scope", ())
+            module = module_of(node) if node.op == "call_module" else None
+            if node in self.own:
+                found["student"] += 1
+            elif scope and scope[0][0] == self.names.teacher:
+                found["teacher"] += 1
+            else:
+                found["losses" if isinstance(module, LossNode) else "projectors"] += 1
+        return found
 
     def strip(self) -> Program:
         """Return the student alone, exactly as it was but for what was trained since."""
