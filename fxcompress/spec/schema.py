@@ -7,7 +7,8 @@ Unions are not written as `oneOf`, since a validator can then only say that noth
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -82,13 +83,15 @@ def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
 
 def _steps(known: Catalog) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the schema of one step, and the definitions that it needs."""
+    schemas = {name: _schema_of(known[name].Options) for name in known}
+    inner = {name: options.pop("$defs") for name, options in schemas.items()}
+    shared = _shared(list(inner.values()))
     definitions: dict[str, Any] = {}
     branches = []
-    for name in known:
-        options = _schema_of(known[name].Options)
-        for inner, definition in options.pop("$defs").items():
-            definitions[f"{name}.{inner}"] = _prefixed(definition, name)
-        options = _prefixed(options, name)
+    for name, options in schemas.items():
+        for own, definition in inner[name].items():
+            definitions[_place(own, name, shared)] = _placed(definition, name, shared)
+        options = _placed(options, name, shared)
         options["properties"] = {**dict.fromkeys(_STEP, True), **options.get("properties", {})}
         options.pop("title", None)
         # In a spec that extends another, a step may give only what it changes.
@@ -110,13 +113,52 @@ def _is(key: str, value: str) -> dict[str, Any]:
     return {"type": "object", "required": [key], "properties": {key: {"const": value}}}
 
 
-def _prefixed(value: Any, name: str) -> Any:
-    """Rewrite references so that equal names in two passes' options do not meet."""
+def _shared(definitions: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the names that mean the same in all passes' options, and stand in more than one."""
+    found = {
+        name
+        for name, count in Counter(name for each in definitions for name in each).items()
+        if count > 1 and _alike([each[name] for each in definitions if name in each])
+    }
+    while True:
+        # What refers to something that differs between passes differs too.
+        apart = {
+            name
+            for each in definitions
+            for name in found & set(each)
+            if not _named(each[name]) <= found
+        }
+        if not apart:
+            return frozenset(found)
+        found -= apart
+
+
+def _alike(values: Sequence[Any]) -> bool:
+    return all(value == values[0] for value in values)
+
+
+def _named(value: Any) -> set[str]:
+    """Return the names of the definitions that a schema refers to."""
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return {name for part in parts for name in _named(part)}
+    prefix = "#/$defs/"
+    return {value[len(prefix) :]} if isinstance(value, str) and value.startswith(prefix) else set()
+
+
+def _place(inner: str, name: str, shared: Collection[str]) -> str:
+    return f"passes.{inner}" if inner in shared else f"{name}.{inner}"
+
+
+def _placed(value: Any, name: str, shared: Collection[str]) -> Any:
+    """Rewrite references so that names which differ between two passes' options do not meet."""
     if isinstance(value, dict):
-        return {key: _prefixed(item, name) for key, item in value.items()}
+        return {key: _placed(item, name, shared) for key, item in value.items()}
     if isinstance(value, list):
-        return [_prefixed(item, name) for item in value]
-    return value.replace("#/$defs/", f"#/definitions/{name}.") if isinstance(value, str) else value
+        return [_placed(item, name, shared) for item in value]
+    for inner in _named(value):
+        return f"#/definitions/{_place(inner, name, shared)}"
+    return value
 
 
 def _by_key(schema: Mapping[str, Any], kinds: Mapping[str, type[BaseModel]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from fxcompress.train.schedules import Part, Ramp, Schedule, Steps, Until, bounds
+from fxcompress.train.schedules import Part, Ramp, Schedule, Until, WholeSchedule, bounds
 
 __all__ = [
     "Ctkd",
@@ -155,7 +155,7 @@ class SoftLabels(Softened):
     """KL divergence to the teacher's distribution at a temperature, times its square."""
 
     use: Literal["soft_labels"]
-    top_k: int | Ramp | Steps | Until | None = Field(
+    top_k: WholeSchedule | None = Field(
         default=None,
         description="Compare with the teacher's k likeliest classes alone, made to sum to 1: a "
         "number, a schedule, or `{from: 5, until: 0.5}` for all classes after half the training.",
@@ -163,7 +163,7 @@ class SoftLabels(Softened):
 
     @field_validator("top_k")
     @classmethod
-    def _at_least_one(cls, value: int | Ramp | Steps | Until | None) -> object:
+    def _at_least_one(cls, value: WholeSchedule | None) -> WholeSchedule | None:
         if value is not None and not isinstance(value, Until) and bounds(value)[0] < 1:
             raise ValueError("top_k is at least 1")
         return value

@@ -34,7 +34,16 @@ from fxcompress.train._tap_options import (
     SimilarityPreserving,
     Taps,
 )
-from fxcompress.train.schedules import Part, Ramp, Schedule, Steps, Until, bounds, value_at
+from fxcompress.train.schedules import (
+    Part,
+    Ramp,
+    Schedule,
+    Steps,
+    Until,
+    WholeSchedule,
+    bounds,
+    value_at,
+)
 
 __all__ = [
     "AttentionKl",
@@ -67,6 +76,7 @@ __all__ = [
     "Steps",
     "Taps",
     "Until",
+    "WholeSchedule",
     "bounds",
     "value_at",
 ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-__all__ = ["Part", "Ramp", "Schedule", "Steps", "Until", "bounds", "value_at"]
+__all__ = ["Part", "Ramp", "Schedule", "Steps", "Until", "WholeSchedule", "bounds", "value_at"]
 
 
 class Part(BaseModel):
@@ -51,8 +52,34 @@ class Until(Part):
     until: float = Field(gt=0, le=1, description="The share of the training, 0 to 1.")
 
 
-Schedule: TypeAlias = float | Ramp | Steps
+def _form(value: object) -> str:
+    """Return which form of a schedule a value is meant as, so that errors are about that one."""
+    keys = value if isinstance(value, Mapping) else {}
+    if isinstance(value, Steps) or "steps" in keys:
+        return "steps"
+    if isinstance(value, Until) or "until" in keys:
+        return "until"
+    return "ramp" if isinstance(value, Ramp | Mapping) else "number"
+
+
+Schedule: TypeAlias = Annotated[
+    Annotated[float, Tag("number")] | Annotated[Ramp, Tag("ramp")] | Annotated[Steps, Tag("steps")],
+    Discriminator(
+        _form,
+        custom_error_type="schedule",
+        custom_error_message="should be a number, `{from:, to:}` or `{steps:}`",
+    ),
+]
 """A number, or one that moves over the training."""
+
+WholeSchedule: TypeAlias = Annotated[
+    Annotated[int, Tag("number")]
+    | Annotated[Ramp, Tag("ramp")]
+    | Annotated[Steps, Tag("steps")]
+    | Annotated[Until, Tag("until")],
+    Discriminator(_form),
+]
+"""A whole number, or one that moves over the training (rounded), or ends before it does."""
 
 
 def value_at(schedule: Schedule, progress: float) -> float:

@@ -88,3 +88,13 @@ def test_equal_names_in_two_passes_do_not_meet(passes: Catalog) -> None:
     definitions = json_schema(passes)["definitions"]
     assert "prune.channels.Budget" in definitions
     assert "oneOf" not in json.dumps(definitions)
+
+
+def test_what_several_passes_share_stands_once() -> None:
+    definitions = json_schema(catalog([EntryPoint("builtin", "passes", GROUP)]))["definitions"]
+    assert [key for key in definitions if key.endswith(".SoftLabels")] == ["passes.SoftLabels"]
+    # Models of one name that differ, or refer to such, keep the name of their pass.
+    pruned = {key for key in definitions if key.endswith(".PruneOptions")}
+    assert "passes.PruneOptions" not in pruned
+    text = json.dumps(definitions)
+    assert all(f'"#/definitions/{key}"' in text for key in definitions if ".Soft" in key)

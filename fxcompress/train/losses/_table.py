@@ -97,9 +97,9 @@ def make_terms(
         else:
             row = LOSSES[options.use]
             module = None if row.make is None else row.make(options, shapes or {})
-            function = row.function or module
-            assert function is not None, "a row has a function or makes a module"
-            function = _in_full_precision(function)
+            computes = row.function or module
+            assert computes is not None, "a row has a function or makes a module"
+            function = _in_full_precision(computes)
         count = sum(term.name.partition("@")[0] == kind for term in terms) + 1
         terms.append(Term(kind if count == 1 else f"{kind}@{count}", options, function, module))
     return tuple(terms)

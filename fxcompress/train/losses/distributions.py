@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fxcompress.errors import DataError
 from fxcompress.train import loss_config as config
-from fxcompress.train.loss_config import Until, value_at
+from fxcompress.train.loss_config import Until, WholeSchedule, value_at
 from fxcompress.train.losses._outcome import Outcome, Total
 from fxcompress.train.losses._rows import compared, wide
 
@@ -117,7 +117,7 @@ class CurriculumTemperature(nn.Module):
         return rows.sum(), len(rows)
 
 
-def top_k_at(top_k: config.Ramp | config.Steps | Until | int | None, progress: float) -> int | None:
+def top_k_at(top_k: WholeSchedule | None, progress: float) -> int | None:
     """Return how many classes count at this point of the training; None for all."""
     if isinstance(top_k, Until):
         return top_k.start if progress < top_k.until else None
