@@ -157,8 +157,7 @@ def _checked_ties(rewriter: GraphRewriter) -> dict[str, str]:
     """Return the ties that still hold; one that was broken without saying so is an error."""
     state = rewriter.tree.state()
     ties: dict[str, str] = {}
-    groups = {rewriter.tied(name) for name in rewriter.before.ties}
-    for group in sorted(groups):
+    for group in sorted(rewriter.ties()):
         left = [name for name in group if name in state and name not in rewriter.untied]
         by_tensor: dict[int, list[str]] = {}
         for name in left:

@@ -104,6 +104,13 @@ class ModuleTree:
                     table[leaf] = None
                 module._non_persistent_buffers_set.discard(leaf)
 
+    def replace(self, root: nn.Module) -> None:
+        """Hold what another root holds, in place of all that is held now."""
+        for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            mine = getattr(self.root, table)
+            mine.clear()
+            mine.update(getattr(root, table))
+
     def state(self) -> dict[str, torch.Tensor]:
         """Return every parameter and buffer by qualified name."""
         return dict(state_of(self.root))

@@ -15,7 +15,7 @@ from fxcompress.ir.ops import op_name
 from fxcompress.ir.program import Program
 from fxcompress.rewrite._modules import ModuleTree
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "tie_groups"]
 
 
 class Reader:
@@ -37,7 +37,7 @@ class Reader:
         self.origin = {new: old for old, new in pairs}
         self._ids = {new: ids[old] for old, new in pairs}
         self._by_id = {name: node for node, name in self._ids.items()}
-        self._groups = _tie_groups(program.ties)
+        self._groups = tie_groups(program.ties)
         self.device = next((t.device for t in program.state().values()), torch.device("cpu"))
 
     @property
@@ -112,6 +112,10 @@ class Reader:
         """Return every name of the tensor `name`, itself included."""
         return self._groups.get(name, (name,))
 
+    def ties(self) -> set[tuple[str, ...]]:
+        """Return the names of every tensor that has several."""
+        return set(self._groups.values())
+
     def fresh_path(self, path: str) -> str:
         """Return `path`, or the first of `path_2`, `path_3`, … that is not taken."""
         candidate, count = path, 1
@@ -126,7 +130,7 @@ class Reader:
         raise PassError(what, reason=reason, hint=hint, where=where)
 
 
-def _tie_groups(ties: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+def tie_groups(ties: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """Return name -> every name of its tensor, the canonical one first."""
     groups: dict[str, list[str]] = {}
     for alias, canonical in ties.items():

@@ -8,6 +8,7 @@ from fxcompress.ir import Program, capture
 from fxcompress.pipeline.context import Context
 from fxcompress.testing import hash_inputs, hash_weights_
 from passes.depth.skip_blocks import SkipBlocks
+from passes.distill.student import Student
 from passes.factorize.lora import Lora
 from passes.factorize.lora_merge import LoraMerge
 from passes.prune.burn_in import BurnIn
@@ -167,6 +168,12 @@ def test_dynamic(golden_graph):
 @pytest.mark.golden("passes/depth/skip_blocks")
 def test_skip_blocks(golden_graph):
     golden_graph(apply(SkipBlocks, transformer(), {"layers": [1]}).program)
+
+
+@pytest.mark.golden("passes/distill/student")
+def test_student(golden_graph):
+    options = {"layers": [0, 2], "width": {"head": 0.5, "neuron": 0.25}, "share": 2}
+    golden_graph(apply(Student, transformer(), options).program)
 
 
 @pytest.mark.golden("passes/factorize/lora")

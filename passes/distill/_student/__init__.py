@@ -1,0 +1,1 @@
+"""Students: what stays of a model, or another model in its place."""
