@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxcompress.nn import FakeQuantize
+from fxcompress.nn._affine import grouped, ungrouped
 from fxcompress.nn.packing import pack, unpack
 
 __all__ = ["IntegerWeight", "PackedWeight", "Rounding"]
@@ -15,7 +17,7 @@ class IntegerWeight(nn.Module):
     """A weight stored as integers, given back as `(weight - zero_point) · scale`.
 
     `scale` has the shape that broadcasts against `weight` (with `group`, against
-    `[channels, elements / group, group]`); `zero_point` is None where it is 0.
+    `[channels, groups, group]`, the last group filled up); `zero_point` is None where it is 0.
     """
 
     weight: Tensor
@@ -36,21 +38,18 @@ class IntegerWeight(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the weight as floats."""
-        weight = self.weight.float()
-        if self.group is not None:
-            weight = weight.reshape(weight.shape[0], -1, self.group)
+        weight = grouped(self.weight.float(), self.group)
         if self.zero_point is not None:
             weight = weight - self.zero_point
-        shape = self.weight.shape
-        return (weight * self.scale).reshape(shape).to(self.dtype)
+        return ungrouped(weight * self.scale, self.weight.shape, self.group).to(self.dtype)
 
 
 class PackedWeight(nn.Module):
     """A weight stored as integers of `bits` bits, packed in bytes: `(integer - zero) · scale`.
 
-    The integers start at 0. `scale` broadcasts against `[channels, elements / group, group]`, or
-    without groups against the weight; `zero_point`, uint8, has its shape, and is None where all
-    zero points are the number `zero`.
+    The integers start at 0. `scale` broadcasts against `[channels, groups, group]`, or without
+    groups against the weight; `zero_point`, uint8, has its shape, and is None where all zero points
+    are the number `zero`. `padding` elements are missing in the last group.
     """
 
     weight: Tensor
@@ -70,13 +69,21 @@ class PackedWeight(nn.Module):
         self.zero = int(zero_point.flatten()[0])
         same = bool((zero_point == self.zero).all())
         self.register_buffer("zero_point", None if same else zero_point)
-        self.grouped = (*scale.shape[:-1], -1) if quantizer.group is not None else self.shape
+        self.grouped, self.padding = self.shape, 0
+        if quantizer.group is not None:
+            self.grouped = (*scale.shape[:-1], -1)
+            self.padding = -(weight.numel() // weight.shape[0]) % quantizer.group
 
     def forward(self) -> Tensor:
         """Return the weight as floats."""
         integers = unpack(self.weight, self.bits, torch.Size(self.shape).numel())
         zero_point = self.zero if self.zero_point is None else self.zero_point.float()
-        values = (integers.float().reshape(self.grouped) - zero_point) * self.scale
+        values = integers.float()
+        if self.padding:
+            values = F.pad(values.reshape(self.shape[0], -1), (0, self.padding))
+        values = (values.reshape(self.grouped) - zero_point) * self.scale
+        if self.padding:
+            values = values.flatten(1)[:, : -self.padding]
         return values.reshape(self.shape).to(self.dtype)
 
 

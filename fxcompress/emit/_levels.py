@@ -19,7 +19,7 @@ class BinaryWeight(PackedWeight):
     def __init__(self, quantizer: Binarize, weight: Tensor) -> None:
         nn.Module.__init__(self)
         self.bits, self.shape, self.dtype = 1, tuple(weight.shape), weight.dtype
-        self.grouped, self.zero = self.shape, 0.5
+        self.grouped, self.padding, self.zero = self.shape, 0, 0.5
         self.register_buffer("weight", pack(quantizer.quantize(weight), 1))
         self.register_buffer("scale", 2 * quantizer.scale_for(weight).detach())
         self.register_buffer("zero_point", None)

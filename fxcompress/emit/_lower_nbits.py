@@ -83,8 +83,11 @@ class Blocks:
         bits = 4 if quantizer.bits <= 4 else 8
         blocks = -(-columns // size)
         repeats = blocks if quantizer.group is None else group // size
-        scale = quantizer.scale.reshape(rows, -1).repeat_interleave(repeats, dim=1)
-        points = quantizer.zero_point.reshape(rows, -1).repeat_interleave(repeats, dim=1)
+        # The last group of a row may be shorter, and then has fewer blocks.
+        scale, points = (
+            each.reshape(rows, -1).repeat_interleave(repeats, dim=1)[:, :blocks]
+            for each in (quantizer.scale, quantizer.zero_point)
+        )
         points = points - quantizer.qmin
         integers = quantizer.quantize(weight) - quantizer.qmin
         middle = 2 ** (bits - 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "grouped",
     "in_place_of",
     "to_integers",
+    "ungrouped",
     "wide",
 ]
 
@@ -57,8 +59,20 @@ def affine_parameters(
 
 
 def grouped(x: Tensor, group: int | None) -> Tensor:
-    """Return `x` as `[channels, elements / group, group]`, or as it is."""
-    return x if group is None else x.reshape(x.shape[0], -1, group)
+    """Return `x` as `[channels, groups, group]`, the last one filled up with 0, or as it is."""
+    if group is None:
+        return x
+    missing = -(x.numel() // max(x.shape[0], 1)) % group
+    if missing:
+        x = F.pad(x.reshape(x.shape[0], -1), (0, missing))
+    return x.reshape(x.shape[0], -1, group)
+
+
+def ungrouped(y: Tensor, shape: torch.Size, group: int | None) -> Tensor:
+    """Return what `grouped` made of a tensor of that shape in this shape again."""
+    if group is not None and y.numel() != shape.numel():
+        y = y.flatten(1)[:, : shape.numel() // shape[0]]
+    return y.reshape(shape)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -86,9 +100,9 @@ class StraightThrough(torch.autograd.Function):
     ) -> Tensor:
         """Return the rounded `x`; keep where it was in range."""
         level = (wide(grouped(x, group)) / scale).round() + zero_point
-        ctx.save_for_backward(((level >= qmin) & (level <= qmax)).reshape(x.shape))
+        ctx.save_for_backward(ungrouped((level >= qmin) & (level <= qmax), x.shape, group))
         y = (level.clamp(qmin, qmax) - zero_point) * scale
-        return y.reshape(x.shape).to(x.dtype)
+        return ungrouped(y, x.shape, group).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -124,7 +138,7 @@ class LearnedStep(torch.autograd.Function):
         ctx.save_for_backward(ratio, level, scale, zero_point)
         ctx.limits = qmin, qmax, group
         y = (level.clamp(qmin, qmax) - zero_point) * scale
-        return y.reshape(x.shape).to(x.dtype)
+        return ungrouped(y, x.shape, group).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -137,7 +151,7 @@ class LearnedStep(torch.autograd.Function):
         factor = (max(qmax, 1) * ratio.numel() / scale.numel()) ** -0.5
         to_scale = (incoming * step * factor).sum_to_size(scale.shape)
         to_zero = torch.where(inside, 0.0, -scale * incoming * factor).sum_to_size(zero_point.shape)
-        to_x = (incoming * inside).reshape(grads[0].shape).to(grads[0].dtype)
+        to_x = ungrouped(incoming * inside, grads[0].shape, group).to(grads[0].dtype)
         return to_x, to_scale, to_zero, None, None, None
 
 

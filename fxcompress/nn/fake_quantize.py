@@ -31,6 +31,7 @@ from fxcompress.nn._affine import (
     grouped,
     in_place_of,
     to_integers,
+    ungrouped,
 )
 from fxcompress.nn._tracking import Follow, RangeTracker
 
@@ -44,7 +45,8 @@ class FakeQuantize(nn.Module):
     """Round a tensor to the values that `bits`-wide integers can hold.
 
     Per tensor, `scale` has shape `[]`; per channel along `axis`, `[channels]`; with `group` too,
-    `[channels, elements / group]`, where the elements are those of one channel (axis 0) in order.
+    `[channels, groups]`, where a group is a run of a channel's elements (axis 0) in order; the last
+    may be shorter.
 
     Args:
         bits: Width of the integers, 2 to 16.
@@ -226,7 +228,7 @@ class FakeQuantize(nn.Module):
             return cast(Tensor, through(x, scale, zero_point, *limits, self.group))
         given = grouped(x.detach(), self.group)
         q = to_integers(given, scale, zero_point, self.qmin, self.qmax)
-        y = ((q - zero_point) * scale).reshape(x.shape).to(x.dtype)
+        y = ungrouped((q - zero_point) * scale, x.shape, self.group).to(x.dtype)
         return y if self.follow == "range" else in_place_of(x, y)
 
     def _new_tracker(
@@ -250,13 +252,13 @@ class FakeQuantize(nn.Module):
         """Return the integers, as int32 of the shape of `x`."""
         scale, zero_point = self._parameters_for(x)
         q = to_integers(grouped(x, self.group), scale, zero_point, self.qmin, self.qmax)
-        return q.reshape(x.shape).to(torch.int32)
+        return ungrouped(q, x.shape, self.group).to(torch.int32)
 
     def dequantize(self, q: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the numbers that the integers `q` stand for."""
         scale, zero_point = self._parameters_for(q)
         y = (grouped(q, self.group).float() - zero_point) * scale
-        return y.reshape(q.shape).to(dtype)
+        return ungrouped(y, q.shape, self.group).to(dtype)
 
     def fit(self, low: Tensor, high: Tensor) -> "FakeQuantize":
         """Set scale and zero point so that [`low`, `high`] and 0 are in range; return self."""

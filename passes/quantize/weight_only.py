@@ -35,7 +35,10 @@ class WeightOnlyOptions(Selection):
 
     bits: int = Field(default=4, ge=2, le=8, description="Width of the integers.")
     group: int | None = Field(
-        default=64, ge=2, description="Elements of a row that share a scale; null: the whole row."
+        default=64,
+        ge=2,
+        description="Elements of a row that share a scale, the last ones of a row perhaps fewer; "
+        "null: the whole row.",
     )
     symmetric: bool = Field(default=False, description="Zero point in the middle of the integers.")
     method: Method = Field(
@@ -59,6 +62,18 @@ class WeightOnlyOptions(Selection):
     )
     damping: float = Field(
         default=0.01, gt=0, description="Part of its mean added to the Hessian's diagonal (gptq)."
+    )
+    sweeps: int = Field(
+        default=4,
+        ge=0,
+        description="How often integers, zero points and scales are then improved in turn (gptq).",
+    )
+    correct: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="How far weights first make up for inputs that quantised layers before them "
+        "have changed; needs `sequential` (gptq).",
     )
     overrides: tuple[Override, ...] = Field(
         default=(), description="Other formats for some layers; the first that matches counts."

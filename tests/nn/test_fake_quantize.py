@@ -91,6 +91,29 @@ def test_per_channel_equals_one_per_tensor_call_per_channel(axis):
     assert torch.equal(fake(x), torch.stack(slices, axis))
 
 
+@pytest.mark.parametrize("learned", ["", "scale"])
+def test_the_last_group_of_a_channel_may_be_shorter(learned):
+    x = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0))
+    rows, scale = x.reshape(4, 10), torch.rand(4, 3) + 0.1
+    whole = FakeQuantize(3, axis=0, group=4, shape=(4, 3))
+    first = FakeQuantize(3, axis=0, group=4, shape=(4, 2))
+    last = FakeQuantize(3, axis=0, group=2, shape=(4, 1))
+    for fake, part in ((whole, scale), (first, scale[:, :2]), (last, scale[:, 2:])):
+        fake.scale.copy_(part)
+        if learned:
+            fake.learn()
+    given, apart = x.clone().requires_grad_(), rows.clone().requires_grad_()
+    made = whole(given)
+    wanted = torch.cat([first(apart[:, :8]), last(apart[:, 8:])], dim=1)
+    assert made.shape == x.shape
+    assert torch.equal(made.flatten(1), wanted)
+    made.square().sum().backward()
+    wanted.square().sum().backward()
+    assert torch.equal(given.grad.flatten(1), apart.grad)
+    codes = whole.quantize(x)
+    assert torch.equal(whole.dequantize(codes), made.detach())
+
+
 def test_groups_are_runs_of_a_channel():
     w = torch.randn(4, 6, 2, generator=torch.Generator().manual_seed(0))
     runs = w.reshape(4, 3, 4)

@@ -110,6 +110,9 @@ def _integer_weight(module: IntegerWeight) -> dict[str, Any]:
     arguments: dict[str, Any] = {"shape": tuple(weight.shape), "scale_shape": tuple(scale.shape)}
     if module.zero_point is not None:
         arguments["zero_point"] = True
+    missing = -(weight.numel() // weight.shape[0]) % module.group if module.group else 0
+    if missing:
+        arguments["padding"] = missing
     if weight.dtype is not torch.int8:
         arguments["dtype"] = weight.dtype
     return arguments
@@ -123,6 +126,8 @@ def _packed_weight(module: PackedWeight) -> dict[str, Any]:
     }
     if module.grouped != module.shape:
         arguments["grouped"] = True
+    if module.padding:
+        arguments["padding"] = module.padding
     if module.zero_point is None:
         arguments["zero"] = module.zero
     if module.dtype is not torch.float32:

@@ -188,7 +188,7 @@ def _weight_only_formats(
     for weight in layers.weights:
         value = state[weight.tensor]
         rows = value.shape[weight.axis]
-        groups = 1 if weight.group is None else value.numel() // rows // weight.group
+        groups = 1 if weight.group is None else -(-value.numel() // rows // weight.group)
         formats.append(_Format(weight.tensor, weight.readers, rows * groups, rounder(weight)))
     return formats, layers.declined
 

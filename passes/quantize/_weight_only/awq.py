@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxcompress.ir.naming import node_ids
@@ -112,8 +113,10 @@ def _factors(mean: Tensor, alpha: float) -> Tensor:
 
 
 def _output_error(width: Width, rows: Tensor, factors: Tensor, hessian: Tensor) -> float:
-    by_group = factors.reshape(rows.shape[1:])
+    columns = len(factors)
+    missing = rows.shape[1:].numel() - columns
+    by_group = F.pad(factors, (0, missing), value=1.0).reshape(rows.shape[1:])
     scaled = rows * by_group
     grid = fit(scaled, width, "minmax")
-    difference = ((grid.rounded(scaled) - scaled) / by_group).flatten(1)
+    difference = ((grid.rounded(scaled) - scaled) / by_group).flatten(1)[:, :columns]
     return float(((difference @ hessian) * difference).sum())

@@ -38,8 +38,8 @@ def decide(program: Program, options: WeightOnlyOptions, context: Context) -> We
         return WeightOnlyDecision(
             method=options.method, weights=entries, declined=layers.declined, pending=pending
         )
+    state = program.state()
     if options.method in ("rtn", "hqq"):
-        state = program.state()
         solved = Solved(
             {each.tensor: solve(each, state[each.tensor], options) for each in layers.weights}
         )
@@ -49,7 +49,9 @@ def decide(program: Program, options: WeightOnlyOptions, context: Context) -> We
     folds, divisors = _folds(solved.scalings, {each.tensor for each in layers.weights})
     arrays: dict[str, Any] = {f"{name}.divisor": value for name, value in folds.items()}
     for entry in entries:
-        arrays.update(_arrays(entry, solved.solutions[entry.tensor], divisors.get(entry.tensor)))
+        elements = state[entry.tensor].numel() // entry.shape[0]
+        solution, divisor = solved.solutions[entry.tensor], divisors.get(entry.tensor)
+        arrays.update(_arrays(entry, solution, elements, divisor))
     return WeightOnlyDecision(
         method=options.method,
         weights=entries,
@@ -92,7 +94,7 @@ def _entries(
         taken.add(path)
         rows = state[weight.tensor].movedim(weight.axis, 0)
         elements = rows[0].numel()
-        count = () if weight.group is None else (elements // weight.group,)
+        count = () if weight.group is None else (-(-elements // weight.group),)
         reasons = [unscaled[each] for each in weight.readers if each in unscaled]
         entries.append(
             WeightEntry(
@@ -133,12 +135,15 @@ def _folds(
     return folds, rows
 
 
-def _arrays(entry: WeightEntry, solution: Solution, divisor: Tensor | None) -> dict[str, Tensor]:
+def _arrays(
+    entry: WeightEntry, solution: Solution, elements: int, divisor: Tensor | None
+) -> dict[str, Tensor]:
     scale, zero_point = solution.grid.scale, solution.grid.zero_point
     if divisor is not None:
         # The rows of what is divided afterwards keep their integers.
         scale = scale / divisor[:, None]
-    unsigned = solution.integers - solution.grid.width.qmin
+    # The last group of a row may be filled up.
+    unsigned = solution.integers.flatten(1)[:, :elements] - solution.grid.width.qmin
     return {
         f"{entry.path}.scale": scale.reshape(entry.shape),
         f"{entry.path}.zero_point": zero_point.reshape(entry.shape).to(torch.int32),

@@ -28,7 +28,7 @@ from passes.quantize._weight_only.grids import Grid
 
 __all__ = ["Factor", "factor", "gptq", "refit"]
 
-_BLOCK: Final = 128
+_BLOCK: Final = 32
 # Refitted scales stay within this factor of what they were.
 _FARTHEST: Final = 2.0
 _RIDGE: Final = 1e-3
@@ -36,10 +36,29 @@ _RIDGE: Final = 1e-3
 
 @dataclass(frozen=True)
 class Factor:
-    """The upper Cholesky factor of an inverse Hessian, its columns in `order`, float32."""
+    """A damped Hessian's inverse as UᵀU, columns in `order`.
+
+    Attributes:
+        upper: U, float32.
+        order: Which columns they are.
+        ridge: What was added to the diagonal.
+    """
 
     upper: Tensor
     order: Tensor
+    ridge: float
+
+    def damped(self, hessian: Tensor) -> Tensor:
+        """Return the Hessian with what was added to its diagonal."""
+        made = hessian.clone()
+        made.diagonal().add_(self.ridge)
+        return made
+
+    def solve(self, rows: Tensor) -> Tensor:
+        """Return `rows` `[rows, columns]` times the inverse."""
+        made = torch.empty_like(rows)
+        made[:, self.order] = rows[:, self.order] @ self.upper.T @ self.upper
+        return made
 
 
 def factor(hessian: Tensor, damping: float, *, ordered: bool, name: str) -> Factor:
@@ -62,8 +81,9 @@ def factor(hessian: Tensor, damping: float, *, ordered: bool, name: str) -> Fact
     else:
         order = torch.arange(len(diagonal), device=hessian.device)
     sorted_ = hessian.double()[order][:, order]
-    mean = diagonal.double().mean()
-    sorted_.diagonal().add_(damping * mean if mean > 0 else 1.0)
+    mean = float(diagonal.double().mean())
+    ridge = damping * mean if mean > 0 else 1.0
+    sorted_.diagonal().add_(ridge)
     lower, failed = torch.linalg.cholesky_ex(sorted_)
     if bool(failed):
         raise NumericsError(
@@ -73,32 +93,30 @@ def factor(hessian: Tensor, damping: float, *, ordered: bool, name: str) -> Fact
             where=name,
         )
     upper = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-    return Factor(upper.float(), order)
+    return Factor(upper.float(), order, ridge)
 
 
 def gptq(weight: Tensor, grid: Grid, factored: Factor) -> Tensor:
     """Return the integers of `[rows, groups, elements]`, as floats of that shape."""
     order, upper = factored.order, factored.upper
-    elements = weight.shape[-1]
-    current = weight.flatten(1)[:, order].clone()
-    scale = grid.scale[:, order // elements]
-    zero_point = grid.zero_point[:, order // elements]
+    # Columns are rows here: what is worked on together lies together.
+    current = weight.flatten(1).t()[order].contiguous()
+    places = order // weight.shape[-1]
+    scale, zero_point = grid.scale.t()[places], grid.zero_point.t()[places]
     low, high = grid.width.qmin, grid.width.qmax
     integers = torch.empty_like(current)
-    for start in range(0, current.shape[1], _BLOCK):
-        end = min(start + _BLOCK, current.shape[1])
-        errors = torch.empty_like(current[:, start:end])
+    for start in range(0, len(current), _BLOCK):
+        end = min(start + _BLOCK, len(current))
+        errors = torch.empty_like(current[start:end])
         for j in range(start, end):
-            column, s, z = current[:, j], scale[:, j], zero_point[:, j]
-            q = ((column / s).round_() + z).clamp_(low, high)
-            integers[:, j] = q
-            error = (column - (q - z) * s) / upper[j, j]
-            errors[:, j - start] = error
-            current[:, j:end].addr_(error, upper[j, j:end], alpha=-1)
-        current[:, end:].addmm_(errors, upper[start:end, end:], alpha=-1)
+            column, s, z = current[j], scale[j], zero_point[j]
+            q = integers[j] = ((column / s).round_() + z).clamp_(low, high)
+            error = errors[j - start] = (column - (q - z) * s) / upper[j, j]
+            current[j:end].addr_(upper[j, j:end], error, alpha=-1)
+        current[end:].addmm_(upper[start:end, end:].t(), errors, alpha=-1)
     restored = torch.empty_like(integers)
-    restored[:, order] = integers
-    return restored.reshape(weight.shape)
+    restored[order] = integers
+    return restored.t().reshape(weight.shape)
 
 
 def refit(weight: Tensor, grid: Grid, integers: Tensor, hessian: Tensor) -> Grid:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxcompress.errors import UsageError
@@ -55,15 +56,21 @@ class Weight:
         """Return the weight as `[rows, elements]`."""
         return weight.movedim(self.axis, 0).flatten(1)
 
+    def padded(self, rows: Tensor, value: float = 0.0) -> Tensor:
+        """Return `[rows, elements]` with a last group that is filled up."""
+        missing = -rows.shape[1] % self.group if self.group else 0
+        return F.pad(rows, (0, missing), value=value)
+
     def grouped(self, weight: Tensor) -> Tensor:
-        """Return the weight as `[rows, groups, elements]`."""
+        """Return the weight as `[rows, groups, elements]`, the last group filled up with 0."""
         rows = self.rows(weight)
-        return rows.reshape(rows.shape[0], -1, self.group or rows.shape[1])
+        return self.padded(rows).reshape(rows.shape[0], -1, self.group or rows.shape[1])
 
     def restored(self, grouped: Tensor, like: Tensor) -> Tensor:
         """Return `[rows, groups, elements]` in the shape of the parameter `like`."""
         moved = like.movedim(self.axis, 0).shape
-        return grouped.reshape(moved).movedim(0, self.axis).contiguous()
+        rows = grouped.flatten(1)[:, : like.numel() // moved[0]]
+        return rows.reshape(moved).movedim(0, self.axis).contiguous()
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def choose(program: Program, options: WeightOnlyOptions) -> Layers:
             continue
         done.add(tensor)
         weight = _weight(program, tensor, readers, options, formats)
-        reason = _misfit(weight, program.state()[tensor].shape)
+        reason = _misfit(weight)
         if reason is None:
             weights.append(weight)
         elif options.targets or any(node in hit for hit, _ in formats):
@@ -201,7 +208,10 @@ def _weight(
         if override.group is not None:
             group = None if override.group == "channel" else override.group
     layers = [node for node in nodes if op_name(node) != "embedding"]
-    axis, form = _form(layers[0], program.state()[tensor].dim()) if layers else (0, None)
+    shape = program.state()[tensor].shape
+    axis, form = _form(layers[0], len(shape)) if layers else (0, None)
+    if group is not None and group > shape.numel() // shape[axis]:
+        group = None
     return Weight(tensor, nodes, Width(bits, symmetric), axis, group, form)
 
 
@@ -220,24 +230,10 @@ def _form(node: fx.Node, dims: int) -> tuple[int, Form]:
     return 0, Form(out=0, input=1, taps=taps, groups=groups, split=split)
 
 
-def _misfit(weight: Weight, shape: Iterable[int]) -> str | None:
+def _misfit(weight: Weight) -> str | None:
     """Return why a weight has no such groups, or None."""
-    sizes = list(shape)
     if weight.axis == 1 and weight.form is not None and weight.form.groups > 1:
         return "the channels of a grouped transposed convolution are not one dimension"
-    if weight.group is None:
-        return None
-    if weight.axis != 0:
+    if weight.group is not None and weight.axis != 0:
         return f"{weight.tensor} keeps its output channels in dimension 1: only `group: null` fits"
-    elements = 1
-    for size in sizes[1:]:
-        elements *= size
-    if elements % weight.group == 0:
-        return None
-    fitting = [n for n in range(2, elements + 1) if elements % n == 0]
-    near = sorted(fitting, key=lambda n: (abs(n - weight.group), n))[:6]  # type: ignore[operator]
-    works = ", ".join(str(n) for n in sorted(near)) or "none"
-    return (
-        f"rows of {weight.tensor} have {elements} elements, which groups of {weight.group} do not"
-        f" divide; groups of {works} do, and `null` takes a whole row"
-    )
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,13 +17,15 @@ from passes._layers.inputs import input_rows
 from passes._layers.stream import advance
 from passes._layers.weights import Reader
 from passes.quantize._weight_only.awq import Scaling, find_scalings, search_scale
-from passes.quantize._weight_only.gptq import Factor, factor, gptq, refit
+from passes.quantize._weight_only.descent import descend
+from passes.quantize._weight_only.floating import Floating
+from passes.quantize._weight_only.gptq import Factor, factor, gptq
 from passes.quantize._weight_only.grids import Grid, fit, hqq
 from passes.quantize._weight_only.layers import Weight, input_operand
 from passes.quantize._weight_only.statistics import Inputs
 
 if TYPE_CHECKING:
-    from fxcompress.pipeline.context import Context
+    from fxcompress.pipeline.context import Batch, Context
     from fxcompress.rewrite import GraphRewriter
     from passes.quantize.weight_only import WeightOnlyOptions
 
@@ -79,8 +82,8 @@ def solve_with_data(
         DataError: The calibration split is missing or too small.
         NumericsError: A NaN or an infinity in weights or inputs, or a Hessian without inverse.
     """
-    run = _Run(scratch, weights, options, context)
-    batches = context.samples("calibration", options.calibration)
+    batches = list(context.samples("calibration", options.calibration))
+    run = _Run(scratch, weights, options, context, batches)
     try:
         advance(scratch.program, batches, run.readers, run.see, run.after_inputs)
     except _Finished:
@@ -102,8 +105,12 @@ class _Run:
         weights: tuple[Weight, ...],
         options: WeightOnlyOptions,
         context: Context,
+        batches: list[Batch],
     ) -> None:
         self.scratch, self.options, self.context = scratch, options, context
+        self.floating = None
+        if options.sequential and options.correct and options.method.endswith("gptq"):
+            self.floating = Floating(scratch.program, batches)
         self.search = "minmax" if options.search == "minmax" else "mse"
         self.weights = {each.tensor: each for each in weights}
         self.values = {name: scratch.get_tensor(name).detach() for name in self.weights}
@@ -136,11 +143,16 @@ class _Run:
         assert form is not None, "only layers are watched"
         reader = Reader(node, input_operand(node))
         order = _natural(form, shape)
-        for _, rows in input_rows(reader, form, shape, env):
+        given = (rows for _, rows in input_rows(reader, form, shape, env))
+        floats = self.floating.rows(reader, form, shape) if self.floating else repeat(None)
+        for rows, floating in zip(given, floats, strict=self.floating is not None):
             found = self.inputs.get(key)
             if found is None:
                 found = self.inputs[key] = Inputs(weight.tensor, rows.shape[0], rows.shape[2])
-            found.add(rows if order is None else rows[..., order])
+            if order is not None:
+                rows = rows[..., order]
+                floating = None if floating is None else floating[..., order]
+            found.add(rows, floating)
 
     def after_inputs(self, node: fx.Node) -> None:
         weight, key = self.readers[node], self.keys[node]
@@ -165,14 +177,15 @@ class _Run:
         rows = _checked(weight, value)
         if scale is not None:
             inputs = inputs.divided(scale)
-            rows = rows * scale.reshape(rows.shape[1:])
+            scale = weight.padded(scale[None], 1.0).reshape(rows.shape[1:])
+            rows = rows * scale
         solution = self._rounded(
             weight, rows, inputs, keys[0] if scale is None and len(keys) == 1 else None
         )
         self.solutions[weight.tensor] = solution
         if self.options.sequential:
             made = solution.grid.values(solution.integers)
-            made = made if scale is None else made / scale.reshape(rows.shape[1:])
+            made = made if scale is None else made / scale
             self.scratch.set_tensor(
                 weight.tensor, weight.restored(made, value).to(value.dtype), tied=True
             )
@@ -187,32 +200,40 @@ class _Run:
 
     def _rounded(self, weight: Weight, rows: Tensor, inputs: Inputs, key: Any) -> Solution:
         """Round each group of a convolution on inputs of its own."""
-        groups = inputs.hessian.shape[0]
+        inputs = inputs.padded(rows.shape[1] * rows.shape[2])
         blocks = inputs.blocks(rows.shape[-1])
         found = []
-        for index, part in enumerate(rows.chunk(groups)):
-            grid = fit(part, weight.width, self.search, blocks[index])
-            if not self.options.method.endswith("gptq"):
+        for index, part in enumerate(rows.chunk(inputs.hessian.shape[0])):
+            if self.options.method.endswith("gptq"):
+                found.append(self._by_gptq(weight, part, inputs, index, key))
+            else:
+                grid = fit(part, weight.width, self.search, blocks[index])
                 found.append(Solution(grid, grid.integers(part)))
-                continue
-            factored = self.factors.get((key, index)) if key is not None else None
-            if factored is None:
-                factored = factor(
-                    inputs.hessian[index],
-                    self.options.damping,
-                    ordered=self.options.order,
-                    name=weight.tensor,
-                )
-                if key is not None:
-                    self.factors[key, index] = factored
-            integers = gptq(part, grid, factored)
-            found.append(Solution(refit(part, grid, integers, inputs.hessian[index]), integers))
         grid = replace(
             found[0].grid,
             scale=torch.cat([each.grid.scale for each in found]),
             zero_point=torch.cat([each.grid.zero_point for each in found]),
         )
         return Solution(grid, torch.cat([each.integers for each in found]))
+
+    def _by_gptq(
+        self, weight: Weight, rows: Tensor, inputs: Inputs, index: int, key: Any
+    ) -> Solution:
+        options, width = self.options, weight.width
+        factored = self.factors.get((key, index)) if key is not None else None
+        if factored is None:
+            factored = factor(
+                inputs.hessian[index], options.damping, ordered=options.order, name=weight.tensor
+            )
+            if key is not None:
+                self.factors[key, index] = factored
+        if inputs.moved is not None:
+            wanted = factored.solve(rows.flatten(1) @ inputs.moved[index])
+            rows = rows + options.correct * wanted.reshape(rows.shape)
+        grid = fit(rows, width, self.search, inputs.blocks(rows.shape[-1])[index])
+        integers = gptq(rows, grid, factored)
+        hessian = factored.damped(inputs.hessian[index])
+        return Solution(*descend(rows, grid, integers, hessian, options.sweeps))
 
     def _forget(self) -> None:
         """Drop statistics that no weight still to be solved reads."""

@@ -1,8 +1,13 @@
-"""What layers multiply their weights with: XᵀX and the mean of |x| per input channel."""
+"""What layers multiply their weights with: XᵀX and the mean of |x| per input channel.
+
+Where the layers before are rounded already, X is what they give now and X̃ what they gave in float.
+(X̃ − X)ᵀ X tells how far a layer's inputs have moved.
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fxcompress.errors import NumericsError
@@ -23,10 +28,15 @@ class Inputs:
         self.name, self.rows = name, 0
         self.hessian = torch.zeros(groups, columns, columns)
         self.absolute = torch.zeros(groups, columns, dtype=torch.float64)
+        self.moved: Tensor | None = None
 
-    def add(self, rows: Tensor) -> None:
-        """Take in `[groups, rows, columns]`."""
+    def add(self, rows: Tensor, floating: Tensor | None = None) -> None:
+        """Take in `[groups, rows, columns]`, and what they are in the float model."""
         self.hessian.baddbmm_(rows.transpose(1, 2).cpu(), rows.cpu())
+        if floating is not None:
+            if self.moved is None:
+                self.moved = torch.zeros_like(self.hessian)
+            self.moved.baddbmm_((floating - rows).transpose(1, 2).cpu(), rows.cpu())
         self.absolute += rows.abs().sum(dim=1, dtype=torch.float64).cpu()
         self.rows += rows.shape[1]
 
@@ -40,14 +50,30 @@ class Inputs:
         made = Inputs(self.name, *self.absolute.shape)
         made.hessian = self.hessian + other.hessian
         made.absolute = self.absolute + other.absolute
+        if self.moved is not None and other.moved is not None:
+            made.moved = self.moved + other.moved
         made.rows = self.rows + other.rows
         return made
 
     def divided(self, factors: Tensor) -> Inputs:
         """Return the sums of inputs that are divided by one factor per column, `[columns]`."""
         made = Inputs(self.name, *self.absolute.shape)
-        made.hessian = self.hessian / (factors[:, None] * factors)
+        products = factors[:, None] * factors
+        made.hessian = self.hessian / products
         made.absolute = self.absolute / factors
+        made.moved = None if self.moved is None else self.moved / products
+        made.rows = self.rows
+        return made
+
+    def padded(self, columns: int) -> Inputs:
+        """Return the sums with columns of zeros added on the right, up to `columns` of them."""
+        missing = columns - self.hessian.shape[-1]
+        if not missing:
+            return self
+        made = Inputs(self.name, self.hessian.shape[0], columns)
+        made.hessian = F.pad(self.hessian, (0, missing, 0, missing))
+        made.absolute = F.pad(self.absolute, (0, missing))
+        made.moved = None if self.moved is None else F.pad(self.moved, (0, missing, 0, missing))
         made.rows = self.rows
         return made
 

@@ -209,14 +209,36 @@ def test_what_is_quantised_already_is_declined():
         quantised(second.program, {"group": 8})
 
 
-def test_a_group_that_does_not_fit():
-    model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))
-    program = captured(lambda: model, 2, 16)
-    result = quantised(program, {"group": 8})
-    assert "rows of 2.weight have 12 elements" in result.reasons()["2"]
-    assert "groups of 2, 3, 4, 6, 12 do" in result.reasons()["2"]
-    with pytest.raises(UsageError, match=r"2.weight cannot be quantised so\n.*groups of 8"):
-        quantised(program, {"group": 8, "targets": ["2"]})
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_last_group_of_a_row_may_be_shorter(method, symmetric):
+    program = captured(Pair, 2, 16)
+    x = random_input(64, 16)
+    options = {"group": 6, "method": method, "symmetric": symmetric}
+    result = quantised(program, options, [(x,)])
+    a, b = result.decision.weights
+    # Rows of 8 elements end in a group of 2.
+    assert (a.shape, b.shape) == ((8, 3), (4, 2))
+    assert sqnr(result.before, result.program, x) > 14
+    if method == "rtn":
+        weight = program.state()["a.weight"].detach()
+        alone = result.program.state()["a_weight_fq.scale"][:, 2]
+        low, high = weight[:, 12:].amin(1).clamp(max=0), weight[:, 12:].amax(1).clamp(min=0)
+        wanted = torch.maximum(-low / 8, high / 7) if symmetric else (high - low) / 15
+        assert torch.allclose(alone, wanted)
+
+
+def test_a_group_longer_than_a_row_is_the_row():
+    result = quantised(captured(Pair, 2, 16), {"group": 12})
+    a, b = result.decision.weights
+    assert (a.group, a.shape) == (12, (8, 2))
+    assert (b.group, b.shape) == (None, (4,))
+
+
+def test_channels_that_share_a_ragged_group_stay():
+    program = quantised(transformer(), {"group": 48}).program
+    with pytest.raises(SelectorError, match="the last quantisation group is not full"):
+        apply(Channels, program, {"ratio": 0.5, "kinds": ["neuron"]})
 
 
 def test_zeros_and_dead_inputs():

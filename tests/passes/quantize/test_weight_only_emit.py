@@ -85,14 +85,13 @@ def test_embeddings_are_looked_up_in_blocks(tmp_path):
 @pytest.mark.parametrize("group", [None, 32, 4])
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (3, True), (2, False), (8, True)])
 def test_blocks_hold_the_weight(bits, symmetric, group, columns):
-    if group is not None and columns % group:
-        return
     weight = torch.randn(6, columns, generator=torch.Generator().manual_seed(bits))
-    shape = (6,) if group is None else (6, columns // group)
+    shape = (6,) if group is None else (6, -(-columns // group))
     fake = FakeQuantize(
         bits, signed=symmetric, symmetric=symmetric, axis=0, group=group, shape=shape
     )
-    rows = weight.reshape(*shape, -1)
+    missing = 0 if group is None else -columns % group
+    rows = torch.nn.functional.pad(weight, (0, missing)).reshape(*shape, -1)
     fake.fit(rows.amin(-1), rows.amax(-1))
     blocks = Blocks.of(fake, weight)
     if group == 4:
@@ -111,6 +110,18 @@ def test_blocks_hold_the_weight(bits, symmetric, group, columns):
     assert torch.allclose(made[:, :columns], fake(weight), atol=1e-6)
     assert not bool(made[:, columns:].any())
     assert (blocks.zero_point is None) == symmetric
+
+
+@pytest.mark.parametrize(("bits", "group", "matmuls"), [(4, 48, LINEARS), (8, 40, 0)])
+def test_rows_that_end_in_a_shorter_group(bits, group, matmuls, tmp_path):
+    options = {"bits": bits, "group": group, "embeddings": True}
+    program = quantised(transformer(), options).program
+    made = emitted(program, tmp_path, ("program", "python", "pt2", "onnx"))
+    for name in ("program", "python", "pt2"):
+        assert made[name].comparison.max_abs == 0.0
+    assert made["onnx"].comparison.relative < 1e-5
+    assert runtime_kernels(tmp_path / "model.onnx")["MatMulNBits"] == matmuls
+    assert "padding=" in (tmp_path / "model.py").read_text()
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

@@ -6,6 +6,7 @@ import torch
 from fxcompress.errors import NumericsError
 from fxcompress.rewrite import GraphRewriter
 from passes.quantize._weight_only.awq import find_scalings
+from passes.quantize._weight_only.descent import descend
 from passes.quantize._weight_only.gptq import factor, gptq, refit
 from passes.quantize._weight_only.grids import Width, fit, hqq
 from passes.quantize._weight_only.insert import fold
@@ -13,8 +14,8 @@ from passes.quantize._weight_only.layers import choose
 from passes.quantize._weight_only.statistics import Inputs
 from passes.quantize.weight_only import Fold, WeightOnlyOptions
 from tests.passes.models import token_batches
-from tests.passes.quantize.test_weight_only import transformer
-from tests.passes.support import relative_error
+from tests.passes.quantize.test_weight_only import quantised, transformer
+from tests.passes.support import relative_error, sqnr
 
 
 def correlated(rows, columns, seed):
@@ -171,3 +172,58 @@ def test_refitted_scales_are_the_best_for_the_integers(bits, group, seed):
     parts = torch.stack([x[:, g * group : (g + 1) * group] @ d for g, d in enumerate(steps)], 1)
     wanted = torch.linalg.lstsq(parts.double(), (x @ weight[0]).double()[:, None]).solution[:, 0]
     assert torch.allclose(made.scale[0].double(), wanted, rtol=0.02)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (3, 16), (2, 160)])
+def test_every_sweep_lowers_the_output_error(bits, group, symmetric):
+    x, weight = correlated(300, 160, bits), weight_of(6, 160, bits)
+    rows, hessian = weight.reshape(6, -1, group), x.T @ x
+    grid = fit(rows, Width(bits, symmetric), "minmax")
+    integers = gptq(rows, grid, factor(hessian, 0.01, ordered=True, name="w"))
+    found = []
+    for sweeps in (0, 1, 4):
+        made, chosen = descend(rows, grid, integers, hessian, sweeps)
+        assert torch.equal(chosen, chosen.round())
+        assert made.width.qmin <= float(chosen.min()) <= float(chosen.max()) <= made.width.qmax
+        assert torch.equal(made.zero_point, made.zero_point.round())
+        found.append(output_error(made.values(chosen).flatten(1), weight, x))
+    assert found[0] > found[1] > found[2]
+
+
+def test_a_swept_integer_is_the_best_for_the_others():
+    x, weight = correlated(100, 24, 0), weight_of(3, 24, 0)
+    rows, hessian = weight.reshape(3, 3, 8), x.T @ x
+    grid = fit(rows, Width(3, True), "minmax")
+    made, chosen = descend(rows, grid, grid.integers(rows), hessian, 40)
+    least = output_error(made.values(chosen).flatten(1), weight, x)
+    for column in range(24):
+        for step in (-1, 1):
+            other = chosen.flatten(1).clone()
+            other[:, column] = (other[:, column] + step).clamp(-4, 3)
+            values = made.values(other.reshape(chosen.shape)).flatten(1)
+            assert output_error(values, weight, x) >= least * (1 - 1e-4)
+
+
+def test_moved_inputs_are_made_up_for_by_least_squares():
+    floating, weight = correlated(200, 24, 0), weight_of(5, 24, 0)
+    x = floating + 0.3 * torch.randn(200, 24, generator=torch.Generator().manual_seed(1))
+    inputs = Inputs("w", 1, 24)
+    inputs.add(x[None, :90], floating[None, :90])
+    inputs.add(x[None, 90:], floating[None, 90:])
+    factored = factor(inputs.hessian[0], 1e-7, ordered=True, name="w")
+    made = weight + factored.solve(weight @ inputs.moved[0])
+    wanted = torch.linalg.lstsq(x.double(), floating.double() @ weight.double().T).solution.T
+    assert torch.allclose(made.double(), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq+gptq"])
+def test_correction_brings_the_outputs_closer(method):
+    """Of the same samples: what the layers before have changed is part of the least squares."""
+    x = token_batches(4)
+    found = []
+    for correct in (0.0, 1.0):
+        options = {"bits": 2, "method": method, "correct": correct, "sweeps": 2}
+        result = quantised(transformer(), options, x)
+        found.append(sqnr(result.before, result.program, *x[0]))
+    assert found[1] > found[0]
