@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,8 +33,8 @@ def match(
 ) -> tuple[list[tuple[int, int]], LayerMap | None, list[str]]:
     """Return pairs of layers, how they were matched where by similarity, and what is pending."""
     ours, theirs = student[1], teacher[1]
-    if isinstance(layers.map, tuple):
-        _check_listed(layers, ours, theirs)
+    if not isinstance(layers.map, str):
+        _check_listed(layers, layers.map, ours, theirs)
         return sorted(layers.map), None, []
     try:
         by_number = {"uniform": uniform, "last": last, "similarity": uniform}[layers.map]
@@ -63,10 +64,12 @@ def match(
     return list(enumerate(chosen)), mapping, [which] if context.planning else []
 
 
-def _check_listed(layers: LayerTaps, ours: list[str], theirs: list[str]) -> None:
-    for mine, other in layers.map:
+def _check_listed(
+    layers: LayerTaps, pairs: Sequence[tuple[int, int]], ours: list[str], theirs: list[str]
+) -> None:
+    for mine, other in pairs:
         for number, found, what in ((mine, ours, "model"), (other, theirs, "teacher")):
-            if int(number) >= len(found):
+            if number >= len(found):
                 raise UsageError(
                     f"the {what} has no layer {number}",
                     reason=f"`{layers.at}` fits {len(found)}: {_some(found)}",

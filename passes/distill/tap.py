@@ -74,9 +74,7 @@ class LayerTaps(_Part):
                 numbers = [pair[side] for pair in self.map]
                 twice = next((n for n in numbers if numbers.count(n) > 1), None)
                 if twice is not None:
-                    raise ValueError(
-                        f"`map` is not one-to-one: {what} layer {twice} twice"
-                    )
+                    raise ValueError(f"`map` is not one-to-one: {what} layer {twice} twice")
                 if min(numbers) < 0:
                     raise ValueError("layers count from 0")
         return self

@@ -9,6 +9,7 @@ from torch import fx
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import module_of, op_name
 from fxcompress.nn import FakeQuantize
+from fxcompress.rewrite import without_taps
 from passes._training_fold import insert_training_fold, running_scale
 from passes.quantize._gates import insert_gates
 from passes.quantize._insert import insert_activations, insert_weights
@@ -28,9 +29,10 @@ __all__ = ["decide", "rewrite"]
 
 def decide(program: Program, options: QatOptions, context: Context) -> QatDecision:
     """Return the decision of `quantize.qat`."""
-    ids = node_ids(program)
+    bare = without_taps(program)
+    ids = node_ids(bare)
     norms = _norms(program, ids)
-    found = decide_static(program, options, context, norms)
+    found = decide_static(bare, options, context, norms)
     chosen = {layer for entry in found.weights for layer in entry.layers}
     following = Following(
         clip=options.weights.clip,
@@ -50,7 +52,11 @@ def decide(program: Program, options: QatOptions, context: Context) -> QatDecisi
 
 
 def _norms(program: Program, ids: dict[fx.Node, str]) -> dict[fx.Node, fx.Node]:
-    """Return the batch norms that can be trained as part of the layer before them, by layer."""
+    """Return the batch norms that can be trained as part of the layer before them, by layer.
+
+    Where a tap reads a layer before its norm, they stay apart; `ids` are of the Program without
+    taps.
+    """
     nodes = {name: node for node, name in ids.items()}
     if not any(op_name(node) == "batch_norm" for node in ids):
         return {}

@@ -13,6 +13,7 @@ from fxcompress.errors import UsageError
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import module_of, op_name
 from fxcompress.nn import FakeQuantize
+from fxcompress.rewrite import without_taps
 from fxcompress.rewrite.edits import Declined
 from passes._observe import observe
 from passes._paths import free_path, path_beside
@@ -53,8 +54,10 @@ def decide(
 ) -> StaticDecision:
     """Return the decision of `quantize.static`.
 
-    `norms` says which batch norms are trained as part of the layer before them.
+    `norms` says which batch norms are trained as part of the layer before them. Taps are no
+    readers: what is quantised does not depend on them.
     """
+    program = without_taps(program) if norms is None else program
     ids, norms = node_ids(program), dict(norms or {})
     layers = choose_layers(program, options, ids, norms)
     norms = {layer: norms[layer] for layer in layers.chosen if layer in norms}

@@ -91,7 +91,9 @@ def prepare(program: Program, options: TrainOptions, context: Context) -> Lesson
 def _check_kept(cached: CachedOutputs, program: Program) -> None:
     value = main_value(program)
     if value is not None:
-        check_cached(cached, tuple(None if isinstance(n, torch.SymInt) else n for n in value.shape))
+        sizes: tuple[Any, ...] = tuple(value.shape)
+        known = tuple(None if isinstance(n, torch.SymInt) else int(n) for n in sizes)
+        check_cached(cached, known)
 
 
 def joined(

@@ -102,7 +102,7 @@ class Builder:
         leaves: tuple[Any, ...] = ()
         for node in program.nodes:
             if node.op == "output":
-                leaves = tuple(fx.map_arg(node.args[0], nodes.__getitem__))
+                leaves = tuple(_flat(fx.map_arg(node.args[0], nodes.__getitem__)))
             elif node not in nodes:
                 nodes[node] = self._copied(node, nodes)
         return Side(nodes, leaves)
@@ -223,6 +223,11 @@ class Fitted:
 
     resized: fx.Node
     projected: fx.Node
+
+
+def _flat(leaves: Any) -> Sequence[Any]:
+    assert isinstance(leaves, (tuple, list)), "a Program's output is one flat tuple"
+    return leaves
 
 
 def _example(program: Program) -> Tensor:

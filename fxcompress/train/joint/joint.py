@@ -121,7 +121,7 @@ class Joint:
 
     def reads(self) -> dict[str, tuple[str, ...]]:
         """Return the taps that each loss reads, by its name."""
-        found = {term.name: () for term in self.terms}
+        found: dict[str, tuple[str, ...]] = {term.name: () for term in self.terms}
         for node in self.program.nodes:
             module = module_of(node) if node.op == "call_module" else None
             if isinstance(module, LossNode):

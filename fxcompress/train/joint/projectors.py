@@ -160,9 +160,11 @@ def _resizing(
 
 
 def _same(size: Any, theirs: Tensor, dim: int) -> bool:
-    other = theirs.shape[dim]
-    left = size.node.expr if isinstance(size, torch.SymInt) else size
-    right = other.node.expr if isinstance(other, torch.SymInt) else other
+    other: Any = theirs.shape[dim]
+    left, right = (
+        getattr(each.node, "expr", each) if hasattr(each, "node") else each
+        for each in (size, other)
+    )
     return bool(left == right)
 
 
