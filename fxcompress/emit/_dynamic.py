@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.emit._dynamic_ops import dynamic_ops
-from fxcompress.emit._dynamic_recurrent import IntegerRecurrent
+from fxcompress.emit._dynamic_recurrent import RECURRENT, IntegerRecurrent
 from fxcompress.emit._lower import Lowered
 from fxcompress.nn import (
     DynamicQuantize,
@@ -21,16 +21,12 @@ from fxcompress.nn import (
     OperandConv1d,
     OperandConv2d,
     OperandConv3d,
-    OperandGRU,
     OperandLinear,
-    OperandLSTM,
-    OperandRNN,
 )
 
 __all__ = ["store_recurrent", "write_dynamic"]
 
 _CONVOLUTIONS = (OperandConv1d, OperandConv2d, OperandConv3d)
-_RECURRENT = (OperandLSTM, OperandGRU, OperandRNN)
 
 
 class IntegerLinear(nn.Module):
@@ -109,7 +105,7 @@ def write_dynamic(module: fx.GraphModule) -> Lowered:
     for node in list(module.graph.nodes):
         if node.op == "call_module":
             layer = module.get_submodule(str(node.target))
-            if isinstance(layer, _RECURRENT):
+            if isinstance(layer, RECURRENT):
                 _write_recurrent(module, node, layer, done)
         weight = _weight(module, node)
         source = _source(module, node) if weight is not None else None
@@ -277,7 +273,7 @@ def store_recurrent(module: fx.GraphModule) -> tuple[str, ...]:
     notes = []
     for node in list(module.graph.nodes):
         layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        stored = _stored(module, node) if isinstance(layer, _RECURRENT) else None
+        stored = _stored(module, node) if isinstance(layer, RECURRENT) else None
         if stored is not None:
             _hold(module, node, IntegerRecurrent(layer, stored, rounded=False))
             notes.append(f"{node.target}: computed in float, with weights stored as integers")

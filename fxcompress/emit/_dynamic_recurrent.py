@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.emit._dynamic_ops import dynamic_ops
-from fxcompress.nn import OperandLSTM
+from fxcompress.nn import OperandGRU, OperandLSTM, OperandRNN
 
-__all__ = ["IntegerRecurrent", "ScannedLSTM"]
+__all__ = ["RECURRENT", "FloatRecurrent", "IntegerRecurrent", "ScannedLSTM"]
+
+RECURRENT: Final = (OperandLSTM, OperandGRU, OperandRNN)
 
 # Where ONNX has the gates that torch stacks: i f g o -> i o f g, r z n -> z r n.
 _GATES: Final = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
@@ -151,6 +153,45 @@ class IntegerRecurrent(nn.Module):
             ),
             version=14,
         )
+
+
+class FloatRecurrent(nn.Module):
+    """An operand layer in torch's own operator, its input not rounded: for any length and batch."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        # The graph reads the matrices where they are: at the path of the layer.
+        self._parameters = dict(layer._parameters)
+        self.kind, self.hidden = layer.mode, layer.hidden_size
+        self.layers, self.directions = layer.num_layers, 2 if layer.bidirectional else 1
+        self.batch_first, self.biased = layer.batch_first, layer.bias
+        names = [name for name in layer._flat_weights_names if name.startswith("bias")]
+        self.biases = names
+
+    def forward(self, input: Tensor, hx: Any = None, *weights: Tensor) -> Any:
+        """Return output and last state, as the operand layer does."""
+        batched = input.dim() == 3
+        x = input if batched else input.unsqueeze(1)
+        first = batched and self.batch_first
+        count = 2 if self.kind == "LSTM" else 1
+        if hx is None:
+            batch = x.shape[0 if first else 1]
+            states = [x.new_zeros(self.layers * self.directions, batch, self.hidden)] * count
+        else:
+            states = list(hx) if count == 2 else [hx]
+            states = states if batched else [state.unsqueeze(1) for state in states]
+        biases = [getattr(self, name) for name in self.biases]
+        flat = [
+            tensor
+            for i in range(0, len(weights), 2)
+            for tensor in (*weights[i : i + 2], *biases[i : i + 2])
+        ]
+        function = getattr(torch._VF, self.kind.lower())
+        settings = (self.biased, self.layers, 0.0, False, self.directions == 2, first)
+        y, *last = function(x, states if count == 2 else states[0], flat, *settings)
+        if not batched:
+            y, last = y.squeeze(1), [state.squeeze(1) for state in last]
+        return y, tuple(last) if count == 2 else last[0]
 
 
 class ScannedLSTM(OperandLSTM):

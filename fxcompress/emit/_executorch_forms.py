@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fxcompress.emit._dynamic_recurrent import RECURRENT, FloatRecurrent
 from fxcompress.emit._lower.graph import is_weight, quantizer_of, register_decomposed, tensor_at
 from fxcompress.emit._lower.layer import LayerCall, layer_call
 from fxcompress.ir.ops import op_name
@@ -87,6 +88,11 @@ def write_forms(module: fx.GraphModule) -> Forms:
         if _is_dynamic(module, node):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
+        elif node.op == "call_module":
+            layer = module.get_submodule(str(node.target))
+            if isinstance(layer, RECURRENT):
+                # Its steps, written out to round their input, would fix the batch.
+                module.set_submodule(str(node.target), FloatRecurrent(layer))
     module.graph.eliminate_dead_code()
     module.recompile()
     return forms

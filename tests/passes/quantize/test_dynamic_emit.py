@@ -103,6 +103,14 @@ def test_an_lstm_is_the_kernel_of_onnxruntime(tmp_path, layers, both):
     )
 
 
+def test_an_lstm_in_executorch_takes_any_batch(tmp_path):
+    pytest.importorskip("executorch")
+    program = captured(lambda: Recurrent("LSTM", 2, True), 2, 5, 6)
+    found = written(program, tmp_path, ["executorch"])["executorch"]
+    assert any("multiplied out and computed in float" in note for note in found.notes)
+    assert found.comparison.relative < 0.02
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_recurrent_layers_in_openvino_store_integers(tmp_path, kind):
     pytest.importorskip("openvino")
