@@ -51,7 +51,7 @@ def make_optimizer(config: OptimizerConfig, groups: Sequence[Group]) -> Optimize
         )
     common = _plain(config.options)
     made: Optimizer = _made(found, config.use, (list(groups[0][1]),), common)
-    if not any(own for own, _ in groups):
+    if len(groups) == 1 and not groups[0][0]:
         return made
     told = []
     for own, members in groups:

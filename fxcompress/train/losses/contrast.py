@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +40,7 @@ class ContrastiveHeads(nn.Module):
         for name in self.names:
             for heads, shape in zip((self.ours, self.theirs), shapes[name], strict=True):
                 width = shape[1] if len(shape) > 3 else shape[-1]
-                heads.append(_head(width, options.dim, f"{name}.{heads is self.ours}"))
+                heads.append(nn.Linear(width, options.dim))
 
     def forward(self, options: config.Crd, outcome: Outcome, progress: float) -> Total:
         """Return the sum over samples, and their number."""
@@ -80,17 +78,6 @@ class ContrastiveHeads(nn.Module):
             )
         labels = labels if kept is None else labels[_samples(kept)]
         return (labels[:, None] == labels) & ~same
-
-
-def _head(width: int, dim: int, name: str) -> nn.Linear:
-    """Return a linear head, initialised as torch does by default, the same in every process."""
-    head = nn.Linear(width, dim, bias=True, device="meta").to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    bound = width**-0.5
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.uniform_(-bound, bound, generator=generator)
-    return head
 
 
 def _samples(kept: Tensor) -> Tensor:

@@ -129,14 +129,12 @@ def test_the_reversal_grows_from_nothing():
     assert sizes[1] == pytest.approx(sizes[2] / 2)
 
 
-def test_heads_learn_and_are_the_same_each_time():
+def test_heads_learn():
     outcome = of_taps(normal(0, 4, 6), normal(1, 4, 8))
-    first, second = (term({"use": "crd", "dim": 5}, shapes_of(outcome)) for _ in range(2))
-    states = first.module.state_dict(), second.module.state_dict()
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    assert not torch.equal(first.module.ours[0].bias, first.module.theirs[0].bias)
-    first.loss(outcome, 0.0).backward()
-    assert all(each.grad.abs().sum() > 0 for each in first.module.parameters())
+    made = term({"use": "crd", "dim": 5}, shapes_of(outcome))
+    made.loss(outcome, 0.0).backward()
+    assert len(list(made.module.parameters())) == 4
+    assert all(each.grad.abs().sum() > 0 for each in made.module.parameters())
 
 
 def test_models_of_ramps_say_what_they_are():
