@@ -18,7 +18,9 @@ def probabilities(seed, *shape):
 
 
 def term(options, shapes=None):
-    (made,) = make_terms((ADAPTER.validate_python(options),), shapes=shapes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        (made,) = make_terms((ADAPTER.validate_python(options),), shapes=shapes)
     if made.module is not None:
         made.module.double()
     return made
