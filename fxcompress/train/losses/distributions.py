@@ -138,6 +138,8 @@ def _soft_rows(
 def _log_softmax(logits: Tensor, temperature: float | Tensor) -> Tensor:
     """Return log softmax(z / T); where z is -inf, a number so low that its exponential is 0."""
     found = F.log_softmax(logits / temperature, dim=-1)
+    if not logits.numel() or not bool(logits.detach().amin().isneginf()):
+        return found
     # 0 · -inf would be NaN in p · log p.
     return found.clamp(min=torch.finfo(found.dtype).min / 4)
 

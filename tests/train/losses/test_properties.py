@@ -116,6 +116,23 @@ def test_samples_without_a_target_that_counts_are_left_out(case, seed):
     assert close(loss(case.options, case.outcome(z, v, target), NOW), expected)
 
 
+@only(lambda case: case.kind != "numbers" and case.options["use"] != "mse")
+def test_a_batch_of_which_nothing_counts_has_no_loss(case):
+    (z, v), labels = case.tensors(0, 3), case.labels(0, 3)
+    if labels is None:
+        labels = torch.zeros(3, *case.ours[: len(case.ours) - 1 if case.kind == "logits" else 0])
+    nothing = torch.full_like(labels, -100, dtype=torch.long)
+    outcome = case.outcome(z.requires_grad_(), v, nothing)
+    made = term(case.options, shapes_of(outcome))
+    total, count = made.total(outcome, NOW)
+    found = made.loss(outcome, NOW)
+    found.backward()
+    assert float(count) == 0
+    assert float(total.detach()) == 0
+    assert found.item() == 0
+    assert not z.grad.any()
+
+
 @every
 def test_the_teacher_gets_no_gradient(case):
     (z, v), labels = case.tensors(0, 4), case.labels(0, 4)

@@ -78,6 +78,21 @@ def test_taps_are_averaged_and_chosen():
     assert found.item() == pytest.approx((each["a"] + each["b"]).item() / 2, rel=1e-12)
 
 
+def test_taps_of_several_sizes_add_up_over_micro_batches():
+    ours = {"a": normal(0, 6, 5, 8, 8), "b": normal(1, 6, 3, 2, 2), "c": normal(2, 6, 4)}
+    theirs = {name: normal(3, *each.shape) for name, each in ours.items()}
+    for use in ("features", "attention_transfer"):
+        options = {"use": use, "taps": ["a", "b"]}
+        total, count = term(options).total(of_taps(ours, theirs), 0.0)
+        parts = [
+            term(options).total(of_taps(*({k: x[part] for k, x in side.items()}
+                                          for side in (ours, theirs))), 0.0)
+            for part in (slice(0, 2), slice(2, 6))
+        ]  # fmt: skip
+        assert sum(each.item() for each, _ in parts) == pytest.approx(total.item(), rel=1e-12)
+        assert sum(each for _, each in parts) == count
+
+
 def test_losses_are_computed_in_float32_under_autocast():
     s, t = 300 * normal(0, 4, 64).float(), 300 * normal(1, 4, 64).float()
     for use in ("similarity_preserving", "rkd", "cka", "crd"):
