@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from fxcompress.ir import Program, propagate
 from fxcompress.ir._copying import assemble, copy_module
 from fxcompress.train.joint._losses import LossNode, path_of
-from fxcompress.train.joint.agree import check_inputs
 from fxcompress.train.joint.projectors import Fitting, projector
 
 __all__ = ["Builder", "Fitted", "Names", "Side"]
@@ -113,13 +112,11 @@ class Builder:
         return made
 
     def teach(self, teacher: Program) -> Side:
-        """Add a teacher: its modules copied, its tensors shared and frozen.
+        """Add a teacher that takes the same inputs: modules copied, tensors shared and frozen.
 
         Raises:
-            UsageError: It takes other inputs.
             VerifyError: It does not work on the student's sizes.
         """
-        check_inputs(self.student, teacher)
         prefix = self.names.teacher
         self.root.add_module(prefix, _frozen(teacher))
         nodes: dict[fx.Node, fx.Node] = {}

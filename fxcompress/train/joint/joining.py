@@ -13,6 +13,7 @@ from fxcompress.axes import Analysis, analyze
 from fxcompress.errors import UsageError
 from fxcompress.ir import Program, node_ids, type_text
 from fxcompress.train.joint._losses import LossNode
+from fxcompress.train.joint.agree import check_inputs
 from fxcompress.train.joint.build import Builder, Fitted, Side
 from fxcompress.train.joint.joint import Joint, Pair
 from fxcompress.train.joint.options import ProjectorConfig
@@ -76,6 +77,8 @@ class Joining:
         seed: int = 0,
     ) -> None:
         self.student, self.seed, self.projectors = student, seed, tuple(projectors)
+        if teacher is not None:
+            check_inputs(student, teacher)
         self.teacher = None if teacher is None else tapped_teacher(teacher, student)
         self.pairs = {pair.name: pair for pair in pair_taps(student, self.teacher)}
         self._builder = Builder(student)
@@ -162,6 +165,7 @@ class Joining:
             other.meta["val"],
             self._widths(pair),
             option_of(self.projectors, pair.name),
+            (self._type(pair.student), self._type(other)),
             projects=any(term.options.projects for term in readers),
         )
         return fit, other
@@ -185,10 +189,13 @@ class Joining:
             what=pair.what,
             student=node_ids(self.student)[source],
             teacher=theirs,
-            ours=type_text(source.meta["val"], self.student),
-            theirs="" if other is None else type_text(other.meta["val"], self.student),
+            ours=self._type(source),
+            theirs="" if other is None else self._type(other),
             fitting=fit,
         )
+
+    def _type(self, node: fx.Node) -> str:
+        return type_text(node.meta["val"], self.student)
 
     def _loss(
         self, term: Term, names: tuple[str, ...] | None, fitted: Mapping[str, Fitted]

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.errors import UsageError
-from fxcompress.ir import type_text
 from fxcompress.train._feed import seed_of
 from fxcompress.train.joint.options import ProjectorConfig
 
@@ -72,6 +71,7 @@ def fitting(
     theirs: Tensor,
     widths: tuple[int | None, int | None],
     option: ProjectorConfig,
+    types: tuple[str, str],
     *,
     projects: bool,
 ) -> Fitting:
@@ -84,6 +84,7 @@ def fitting(
         theirs: The teacher's.
         widths: The width dim of both.
         option: What the spec says.
+        types: Of both, for errors.
         projects: Whether a loss compares the two place by place; without one, only numbers of
             places are matched.
 
@@ -100,14 +101,12 @@ def fitting(
             if rank != theirs.dim()
             else f"the width is dim {widths[0]} of one and dim {widths[1]} of the other"
         )
-        raise _unmatched(name, ours, theirs, said)
-    resize, places = _resizing(name, ours, theirs, width, option, projects=projects)
+        raise _unmatched(name, types, said)
+    resize, places = _resizing(name, ours, theirs, width, option, types, projects=projects)
     before, after = _size(ours, width), _size(theirs, width)
     use = option.use
     if use == "none" and before != after and projects:
-        raise _unmatched(
-            name, ours, theirs, f"widths {before} and {after}, and its projector is `none`"
-        )
+        raise _unmatched(name, types, f"widths {before} and {after}, and its projector is `none`")
     kind: Literal["", "linear", "mlp"] = ""
     if width is not None and use in ("linear", "mlp"):
         kind = "mlp" if use == "mlp" else "linear"
@@ -136,6 +135,7 @@ def _resizing(
     theirs: Tensor,
     width: int | None,
     option: ProjectorConfig,
+    types: tuple[str, str],
     *,
     projects: bool,
 ) -> tuple[Literal["", "pool", "interpolate"], tuple[int, ...]]:
@@ -150,7 +150,7 @@ def _resizing(
     if option.resize == "none" or places is None or not set(differing) <= set(places):
         if not projects:
             return "", ()
-        raise _unmatched(name, ours, theirs, f"they differ in dim {differing[0]}, a place")
+        raise _unmatched(name, types, f"they differ in dim {differing[0]}, a place")
     if option.resize != "auto":
         return option.resize, places
     sizes = [(ours.shape[dim], theirs.shape[dim]) for dim in places]
@@ -168,10 +168,10 @@ def _same(size: Any, theirs: Tensor, dim: int) -> bool:
     return bool(left == right)
 
 
-def _unmatched(name: str, ours: Tensor, theirs: Tensor, reason: str) -> UsageError:
+def _unmatched(name: str, types: tuple[str, str], reason: str) -> UsageError:
     return UsageError(
         f"tap {name} cannot be brought to its teacher's shape",
-        reason=f"{reason}: {type_text(ours)} and {type_text(theirs)}",
+        reason=f"{reason}: {types[0]} and {types[1]}",
         hint="tap places of one form, or compare relations (`rkd`, `cka`, `minilm`)",
         where=name,
     )
