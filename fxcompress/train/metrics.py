@@ -218,6 +218,7 @@ def cosine(model: Model, batches: Batches, *, original: Model | None) -> float:
 
 
 def _labels(target: Any) -> Tensor:
+    target = target.get("labels") if isinstance(target, Mapping) else target
     if not isinstance(target, Tensor):
         raise DataError(
             "the split has no labels, and the metric needs them",

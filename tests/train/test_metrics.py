@@ -136,3 +136,17 @@ def test_evaluate_refuses(
 def test_directions() -> None:
     upwards = {name: metric.higher_is_better for name, metric in BUILT_IN.items()}
     assert upwards == {"accuracy": True, "top5": True, "perplexity": False, "cosine": True}
+
+
+def test_labels_of_a_target_that_is_a_mapping():
+    """What else a target holds is for losses: segments, the teacher's tokens."""
+    tokens = torch.randint(0, 5, (2, 6), generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+    mapped = {"labels": tokens, "segments": torch.ones_like(tokens)}
+    found = [
+        BUILT_IN["perplexity"].evaluate(model, {"eval": [((tokens,), target)]})
+        for target in (tokens, mapped)
+    ]
+    assert found[0] == found[1]
+    with pytest.raises(DataError, match="no labels"):
+        BUILT_IN["perplexity"].evaluate(model, {"eval": [((tokens,), {"segments": tokens})]})
