@@ -12,6 +12,7 @@ from fxcompress.pipeline.catalog import GROUP, Catalog, catalog
 from fxcompress.spec import json_schema
 from fxcompress.spec._yaml import parse_text, read_file
 from fxcompress.spec.schema import schema_text
+from tests.train.losses.cases import CASES
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,3 +99,22 @@ def test_what_several_passes_share_stands_once() -> None:
     assert "passes.PruneOptions" not in pruned
     text = json.dumps(definitions)
     assert all(f'"#/definitions/{key}"' in text for key in definitions if ".Soft" in key)
+
+
+def test_the_schema_is_of_one_mind_with_the_losses() -> None:
+    schema = json_schema(catalog([EntryPoint("builtin", "passes", GROUP)]))
+
+    def spec(loss: dict[str, Any]) -> dict[str, Any]:
+        step = {"use": "train.fit", "epochs": 1, "teacher": "original", "losses": [loss]}
+        return {"fxcompress": 1, "model": "timm:resnet18", "passes": [step]}
+
+    for case in CASES:
+        check(schema, spec(case.options))
+    for weight in (2, {"from": 1, "to": 0, "curve": "cosine"}, {"steps": [[0, 1], [0.5, 2]]}):
+        check(schema, spec({"use": "mse", "weight": weight}))
+    check(schema, spec({"use": "soft_labels", "top_k": {"from": 5, "until": 0.5}}))
+    for wrong in ({"use": "rkd", "angel": 2}, {"use": "mse", "weight": {"from": 1}},
+                  {"use": "features", "distance": "l3"}, {"use": "ctdk"},
+                  {"use": "soft_labels", "top_k": {"from": 5, "till": 0.5}}):  # fmt: skip
+        with pytest.raises(fastjsonschema.JsonSchemaException):
+            check(schema, spec(wrong))

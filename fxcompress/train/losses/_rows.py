@@ -15,6 +15,7 @@ from fxcompress.train.metrics import IGNORED, main_output
 
 __all__ = [
     "attention_mask",
+    "check_whole",
     "classes_first",
     "compared",
     "labels_of",
@@ -53,7 +54,22 @@ def compared(options: Logits, outcome: Outcome) -> tuple[Tensor, Tensor]:
     _same_classes(logits, teacher, 1 if first else -1)
     ours, theirs = rows_of(logits, first), rows_of(teacher, first)
     kept = _counted(target, mask, ours.shape[0])
-    return (ours, theirs) if kept is None else (ours[kept], theirs[kept])
+    # Where all count, a copy of the rows is spared.
+    return (ours, theirs) if kept is None or bool(kept.all()) else (ours[kept], theirs[kept])
+
+
+def check_whole(use: str, theirs: Tensor) -> None:
+    """Check that the teacher gives every class a logit.
+
+    Raises:
+        DataError: A logit is -inf, as where only the teacher's top k are stored.
+    """
+    if theirs.numel() and bool(theirs.amin().isneginf()):
+        raise DataError(
+            f"{use} needs the teacher's whole distribution",
+            reason="a logit of the teacher is -inf, as where only its top k are stored",
+            hint="compare with soft_labels, or store whole logits",
+        )
 
 
 def teacher_output(outcome: Outcome) -> Tensor:

@@ -31,12 +31,12 @@ def attention_transfer(
     place each; those that do not count are left out.
 
     Raises:
-        DataError: The places differ in number and cannot be pooled.
+        DataError: A tap has no places, or they differ in number and cannot be pooled.
     """
     totals: list[Total] = []
     for name, (ours, theirs) in tapped(options, outcome).items():
         kept = places(outcome, ours.shape)
-        s, t = (_energy(each, options.power) for each in (ours, theirs))
+        s, t = (_energy(name, each, options.power) for each in (ours, theirs))
         if s.dim() == 3 and t.dim() == 3 and s.shape != t.shape:
             size = min(s.shape[1], t.shape[1]), min(s.shape[2], t.shape[2])
             s, t = (F.adaptive_avg_pool2d(each, size) for each in (s, t))
@@ -57,8 +57,15 @@ def attention_transfer(
     return mean_over_taps(totals)
 
 
-def _energy(tap: Tensor, power: float) -> Tensor:
+def _energy(name: str, tap: Tensor, power: float) -> Tensor:
     """Return Σ_c |A_c|^p: `[batch, seq]` of tokens, `[batch, height, width]` of maps."""
+    if tap.dim() < 3:
+        raise DataError(
+            f"the tap {name} {tuple(tap.shape)} has no places",
+            reason="attention is spread over a map or over tokens",
+            hint="tap a layer before the pooling, or compare `features`",
+            where=name,
+        )
     tap = wide(tap)
     channels = 1 if tap.dim() > 3 else -1
     # Scale changes nothing, and keeps large activations from overflowing.

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxcompress.errors import DataError
 from fxcompress.train import loss_config as config
 from fxcompress.train.loss_config import Until, WholeSchedule, value_at
 from fxcompress.train.losses._outcome import Outcome, Total
-from fxcompress.train.losses._rows import compared, wide
+from fxcompress.train.losses._rows import check_whole, compared, wide
 
 __all__ = [
     "CurriculumTemperature",
@@ -63,12 +62,7 @@ def reverse_kl(options: config.ReverseKl, outcome: Outcome, progress: float) -> 
         DataError: The teacher gives a class no probability at all, as stored top-k logits do.
     """
     ours, theirs = compared(options, outcome)
-    if bool(theirs.isneginf().any()):
-        raise DataError(
-            "reverse_kl needs the teacher's whole distribution",
-            reason="a logit of the teacher is -inf, as where only its top k are stored",
-            hint="compare with soft_labels, or store whole logits",
-        )
+    check_whole("reverse_kl", theirs)
     temperature = value_at(options.temperature, progress)
     p, q = _log_softmax(theirs, temperature), _log_softmax(ours, temperature)
     rows = temperature**2 * _divergence(q, p)
@@ -111,8 +105,14 @@ class CurriculumTemperature(nn.Module):
         return options.low + (options.high - options.low) * theta.sigmoid()
 
     def forward(self, options: config.Ctkd, outcome: Outcome, progress: float) -> Total:
-        """Return the sum over rows, and their number."""
+        """Return the sum over rows, and their number.
+
+        Raises:
+            DataError: The teacher gives a class no probability at all.
+        """
         ours, theirs = compared(options, outcome)
+        # With -inf, the gradient of the temperature would be NaN.
+        check_whole("ctkd", theirs)
         rows = _soft_rows(ours, theirs, self.temperature(options, progress))
         return rows.sum(), len(rows)
 

@@ -9,7 +9,14 @@ from torch.nn import functional as F
 from fxcompress.train import loss_config as config
 from fxcompress.train.loss_config import value_at
 from fxcompress.train.losses._outcome import Outcome, Total
-from fxcompress.train.losses._rows import compared, labels_of, same_shape, teacher_output, wide
+from fxcompress.train.losses._rows import (
+    check_whole,
+    compared,
+    labels_of,
+    same_shape,
+    teacher_output,
+    wide,
+)
 from fxcompress.train.metrics import main_output
 
 __all__ = ["dist", "mse", "ranking"]
@@ -71,11 +78,15 @@ def ranking(options: config.Ranking, outcome: Outcome, progress: float) -> Total
     `listwise`: −1/k · Σ_i log(e^{z_i} / Σ_{j ≥ i} e^{z_j}), the likelihood of the order under
     Plackett and Luce (Xia et al., 2008, Listwise approach to learning to rank, ListMLE).
     Summed over rows.
+
+    Raises:
+        DataError: Of the classes to order, the teacher's logits of some are not known.
     """
     ours, theirs = compared(options, outcome)
     best, places = theirs.topk(min(options.top, theirs.shape[-1]), dim=-1)
     scores = ours.gather(-1, places)
     if options.form == "listwise":
+        check_whole(f"an order of {best.shape[-1]} classes", best)
         rest = scores.flip(-1).logcumsumexp(-1).flip(-1)
         return (rest - scores).mean(-1).sum(), len(scores)
     first, second = torch.triu_indices(

@@ -88,11 +88,18 @@ def test_a_shift_of_what_is_no_language_model():
         loss({"use": "soft_labels", "shift": True}, of_logits(normal(0, 3, 4), normal(1, 3, 4)))
 
 
-def test_reverse_kl_needs_the_whole_distribution():
+@pytest.mark.parametrize(
+    "options",
+    [{"use": "reverse_kl"}, {"use": "ctkd"}, {"use": "ranking", "form": "listwise", "top": 4}],
+    ids=lambda options: options["use"],
+)
+def test_what_needs_the_whole_distribution(options):
     v = normal(1, 3, 4)
     v[:, 0] = -torch.inf
     with pytest.raises(DataError, match="whole distribution"):
-        loss({"use": "reverse_kl"}, of_logits(normal(0, 3, 4), v))
+        loss(options, of_logits(normal(0, 3, 4), v))
+    assert loss({"use": "ranking", "form": "listwise", "top": 3},
+                of_logits(normal(0, 3, 4), v)).isfinite()  # fmt: skip
 
 
 def test_attention_of_other_heads_or_tokens():
@@ -116,6 +123,8 @@ def test_relations_that_do_not_split():
 
 
 def test_places_that_cannot_be_pooled():
+    with pytest.raises(DataError, match="has no places"):
+        loss({"use": "attention_transfer"}, of_taps(normal(0, 2, 5), normal(1, 2, 5)))
     with pytest.raises(DataError, match="other places"):
         loss({"use": "attention_transfer"}, of_taps(normal(0, 2, 5, 4), normal(1, 2, 6, 4)))
     taps = {"a": normal(0, 2, 5, 4), "b": normal(0, 2, 6, 4)}
