@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-__all__ = ["Heatmap"]
+__all__ = ["Figure", "Heatmap", "Ladder", "Rung"]
 
 
 class Heatmap(BaseModel):
@@ -40,3 +40,60 @@ class Heatmap(BaseModel):
         if len(self.chosen) not in (0, count) or len(self.sizes) not in (0, count):
             raise ValueError(f"chosen and sizes have an entry for each of {count} rows, or none")
         return self
+
+
+class Rung(BaseModel):
+    """A place on the left, what it goes through, and a place on the right.
+
+    Attributes:
+        left: The name of the place on the left rail.
+        left_type: What is there.
+        right: The name of the place on the right rail; empty where there is none.
+        right_type: What is there.
+        right_order: Where on the right rail the place is, from 0.
+        through: What stands between, in words; empty for nothing.
+        read_by: Who reads both.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    left: str
+    left_type: str = ""
+    right: str = ""
+    right_type: str = ""
+    right_order: int = 0
+    through: str = ""
+    read_by: str = ""
+
+
+class Ladder(BaseModel):
+    """Two graphs side by side over the same inputs, with what connects them, top to bottom.
+
+    Attributes:
+        title: What it shows.
+        note: In a line.
+        inputs: What both read.
+        left: What the left rail is called.
+        right: What the right rail is called; empty where there is only one.
+        rungs: In the order of the left rail.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    note: str = ""
+    inputs: str
+    left: str
+    right: str = ""
+    rungs: tuple[Rung, ...]
+
+    @model_validator(mode="after")
+    def _orders(self) -> Self:
+        orders = sorted(each.right_order for each in self.rungs if each.right)
+        if orders != list(range(len(orders))):
+            raise ValueError("places on the right are not numbered from 0")
+        return self
+
+
+Figure: TypeAlias = Heatmap | Ladder
+"""A picture of a report; fields tell which."""

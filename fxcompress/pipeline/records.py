@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fxcompress.analysis import CostSummary, OutputComparison
-from fxcompress.pipeline.figures import Heatmap
+from fxcompress.pipeline.figures import Figure
 from fxcompress.rewrite.edits import Declined, Edit
 
 __all__ = ["FORMAT_VERSION", "PassRecord", "Proof", "RunRecord", "Versions"]
@@ -85,7 +85,7 @@ class PassRecord(_Record):
     metric: float | None = None
     seconds: float = 0.0
     measured: Mapping[str, tuple[float, ...]] = {}
-    figures: tuple[Heatmap, ...] = ()
+    figures: tuple[Figure, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ import torch
 
 from fxcompress.analysis import Cost, CostSummary, cost
 from fxcompress.ir import Program, op_name
+from fxcompress.pipeline.figures import Heatmap, Ladder
 from fxcompress.pipeline.records import PassRecord, RunRecord
 from fxcompress.report._format import binary, exponent, metric, si, signed_percent
 from fxcompress.report._training import trainings
@@ -91,7 +92,13 @@ def build(
         passes=(_original(record, extras), *(_row(p, extras) for p in record.passes)),
         trainings=trainings(record.passes),
         figures=tuple(
-            PassFigures(id=each.id, heatmaps=each.figures) for each in record.passes if each.figures
+            PassFigures(
+                id=each.id,
+                heatmaps=tuple(f for f in each.figures if isinstance(f, Heatmap)),
+                ladders=tuple(f for f in each.figures if isinstance(f, Ladder)),
+            )
+            for each in record.passes
+            if each.figures
         ),
         axes=shrunk_axes(record, before),
         graph=union_graph(before, after),

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fxcompress.pipeline.figures import Heatmap
+from fxcompress.pipeline.figures import Heatmap, Ladder
 
 __all__ = [
     "ArtifactRow",
@@ -130,7 +130,8 @@ class PassFigures(_Part):
     """What the decision of one pass shows as pictures."""
 
     id: str
-    heatmaps: tuple[Heatmap, ...]
+    heatmaps: tuple[Heatmap, ...] = ()
+    ladders: tuple[Ladder, ...] = ()
 
 
 class UnionNode(_Part):

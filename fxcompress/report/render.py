@@ -10,10 +10,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from fxcompress.pipeline.figures import Ladder
 from fxcompress.report._format import FILTERS, TESTS
 from fxcompress.report.model import Rails, Report, UnionGraph, UnionNode
 
-__all__ = ["render_html", "render_markdown", "render_rails"]
+__all__ = ["render_html", "render_ladder", "render_markdown", "render_rails"]
 
 
 @cache
@@ -74,6 +75,16 @@ def render_rails(rails: Rails) -> str:
     style = colours + "\n".join(rules)
     module = _environment().get_template("rails.svg.j2").module
     return str(module.rails(rails, Markup(style))) + "\n"  # type: ignore[attr-defined]
+
+
+def render_ladder(ladder: Ladder) -> str:
+    """Return the picture of a joint graph as an SVG file of its own, with its style in it."""
+    colours, rest = _asset("style.css").split("* {", 1)
+    starts = (".rail", ".ladder", "svg text")
+    rules = [line for line in rest.splitlines() if line.startswith(starts)]
+    module = _environment().get_template("ladder.svg.j2").module
+    style = Markup(colours + "\n".join(rules))
+    return str(module.ladder(ladder, style)) + "\n"  # type: ignore[attr-defined]
 
 
 def _graph_json(graph: UnionGraph) -> Markup:

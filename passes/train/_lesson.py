@@ -109,11 +109,20 @@ def joined(
     if joining is None:
         return {}
     joint = joining.join(make_terms(options.terms, functions, joining.shapes))
-    return {"taps": _pairs(joint), "joint": _parts(joint)}
+    read = [term for term in joint.terms if "output" in term.options.reads]
+    compared = [term.name for term in read if "teacher" in term.options.needs]
+    return {
+        "taps": _pairs(joint),
+        "joint": _parts(joint),
+        "outputs": (tuple(term.name for term in read), tuple(compared)),
+        "inputs": tuple(each.name for each in lesson.program.signature.inputs),
+    }
 
 
 def _pairs(joint: Joint) -> tuple[TapPair, ...]:
     read = joint.reads()
+    taught = sorted((pair for pair in joint.pairs if pair.teacher), key=lambda each: each.place)
+    order = {pair.name: place for place, pair in enumerate(taught)}
     return tuple(
         TapPair(
             name=pair.name,
@@ -124,6 +133,7 @@ def _pairs(joint: Joint) -> tuple[TapPair, ...]:
             theirs=pair.theirs,
             fitting=str(pair.fitting),
             losses=tuple(name for name, taps in read.items() if pair.name in taps),
+            order=order.get(pair.name, 0),
         )
         for pair in joint.pairs
     )

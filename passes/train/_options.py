@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options
+from fxcompress.pipeline.figures import Figure, Ladder, Rung
 from fxcompress.rewrite.edits import Declined
 from fxcompress.train.config import Custom, FitConfig
 from fxcompress.train.history import Epoch
@@ -58,6 +59,7 @@ class TapPair(BaseModel):
         theirs: The type of the teacher's.
         fitting: The projector and the resizing, in words; empty where shapes agree.
         losses: Which losses read it.
+        order: Where its counterpart is among those in the teacher's graph, from 0.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -70,6 +72,7 @@ class TapPair(BaseModel):
     theirs: str
     fitting: str = ""
     losses: tuple[str, ...] = ()
+    order: int = 0
 
     def __str__(self) -> str:
         through = f" through {self.fitting}" if self.fitting else ""
@@ -92,6 +95,9 @@ class TrainDecision(Decision):
         taps: The taps that losses read.
         joint: Nodes of the joint graph by part (`student`, `teacher`, `projectors`, `losses`);
             empty where no loss reads taps.
+        outputs: Losses that read the model's output, and those of them that compare it with the
+            teacher's.
+        inputs: What both read.
     """
 
     parameters: tuple[str, ...] = ()
@@ -101,6 +107,8 @@ class TrainDecision(Decision):
     declined: tuple[Declined, ...] = ()
     taps: tuple[TapPair, ...] = ()
     joint: dict[str, int] = Field(default_factory=dict)
+    outputs: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    inputs: tuple[str, ...] = ()
 
     def summary(self) -> tuple[str, ...]:
         """Return the joint graph and each tap, a line each."""
@@ -108,3 +116,34 @@ class TrainDecision(Decision):
             return ()
         parts = ", ".join(f"{count} of the {part}" for part, count in self.joint.items())
         return (f"one joint graph: nodes {parts}", *map(str, self.taps))
+
+    def figures(self) -> tuple[Figure, ...]:
+        """Return the joint graph as two rails with a rung for each tap."""
+        if not self.joint:
+            return ()
+        rungs = [
+            Rung(
+                left=tap.student,
+                left_type=tap.ours,
+                right=tap.teacher,
+                right_type=tap.theirs,
+                right_order=tap.order,
+                through=tap.fitting,
+                read_by=", ".join(tap.losses),
+            )
+            for tap in self.taps
+        ]
+        read, compared = self.outputs
+        ends = sum(bool(rung.right) for rung in rungs)
+        output = Rung(left="output", read_by=", ".join(read))
+        if compared:
+            output = output.model_copy(update={"right": "output", "right_order": ends})
+        ladder = Ladder(
+            title="The joint graph",
+            note="values that losses compare, and what stands between them",
+            inputs=", ".join(self.inputs),
+            left="model",
+            right="teacher",
+            rungs=(*rungs, output),
+        )
+        return (ladder,)

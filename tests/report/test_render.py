@@ -6,9 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fxcompress.pipeline.figures import Heatmap
+from fxcompress.pipeline.figures import Heatmap, Ladder, Rung
 from fxcompress.report import render_html, render_markdown
 from fxcompress.report.model import PassFigures
+from fxcompress.report.render import render_ladder
 from tests.report.sample import report
 
 
@@ -144,3 +145,41 @@ def test_a_heatmap_of_one_number_is_drawn(values):
     data = Heatmap(title="t", columns=("a",), rows=("b",), values=values)
     made = report().model_copy(update={"figures": (PassFigures(id="x", heatmaps=(data,)),)})
     assert '<figure class="heatmap">' in render_html(made)
+
+
+def joint_graph():
+    rungs = (
+        Rung(left="layer1.<0>", left_type="f32[batch,4]", right="stage.1", right_order=1,
+             right_type="f32[batch,8]", through="linear 4 → 8", read_by="features, cka"),
+        Rung(left="layer2", right="stage.0", right_order=0),
+        Rung(left="output", read_by="hard_labels"),
+    )  # fmt: skip
+    return Ladder(
+        title="The joint graph", inputs="x, mask", left="model", right="teacher", rungs=rungs
+    )
+
+
+def test_a_joint_graph_is_drawn_with_all_its_parts():
+    made = report().model_copy(update={"figures": (PassFigures(id="x", ladders=(joint_graph(),)),)})
+    html = render_html(made)
+    ladder = html[html.index('class="rails ladder"') :].split("</figure>")[0]
+    for text in (
+        "layer1.&lt;0&gt;",
+        "stage.1",
+        "linear 4 → 8",
+        "features, cka",
+        "x, mask",
+        "teacher",
+    ):
+        assert text in ladder
+    assert ladder.count("<circle") == 5
+    # The rung of the first pair goes to the second place on the right.
+    assert 'd="M300 92H570L640 140"' in ladder
+    alone = render_ladder(joint_graph())
+    assert alone.startswith("<svg")
+    assert "--rail-2" in alone
+
+
+def test_places_on_the_right_are_numbered():
+    with pytest.raises(ValueError, match="not numbered"):
+        Ladder(title="t", inputs="x", left="a", rungs=(Rung(left="l", right="r", right_order=1),))

@@ -181,9 +181,11 @@ class Joining:
         return width_of(ours, pair.student, pair.what), width_of(theirs, pair.teacher, pair.what)
 
     def _pair(self, pair: TappedPair, other: fx.Node | None, fit: Fitting) -> Pair:
-        source, theirs = pair.student.all_input_nodes[0], ""
+        source, theirs, place = pair.student.all_input_nodes[0], "", 0
         if pair.teacher is not None and self.teacher is not None:
-            theirs = node_ids(self.teacher)[pair.teacher.all_input_nodes[0]]
+            ids = node_ids(self.teacher)
+            theirs = ids[pair.teacher.all_input_nodes[0]]
+            place = list(ids).index(pair.teacher)
         return Pair(
             name=pair.name,
             what=pair.what,
@@ -192,6 +194,7 @@ class Joining:
             ours=self._type(source),
             theirs="" if other is None else self._type(other),
             fitting=fit,
+            place=place,
         )
 
     def _type(self, node: fx.Node) -> str:

@@ -34,6 +34,7 @@ class Pair:
         ours: The type of the student's value.
         theirs: The type of the teacher's.
         fitting: What brings the one to the shape of the other.
+        place: Where the teacher's tap is in its graph.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Pair:
     ours: str
     theirs: str
     fitting: Fitting
+    place: int = 0
 
 
 @dataclass(frozen=True)
