@@ -15,7 +15,9 @@ from fxcompress.emit._dynamic_ops import dynamic_ops
 
 __all__ = ["dynamic_translations"]
 
-_FLOAT, _UINT8 = 1, 2
+_FLOAT = 1
+# The least normal float32; below, division is slow and inexact.
+_LEAST = 2.0**-126
 
 
 def dynamic_translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
@@ -34,31 +36,15 @@ def _quantize(x: Any, bits: int, per_token: bool, symmetric: bool) -> Any:
 
     if bits == 8 and not per_token and not symmetric:
         return op.DynamicQuantizeLinear(x)
-    axes = op.Constant(value_ints=[-1]) if per_token else None
-    keep = int(per_token)
-    if symmetric:
-        levels = 2 ** (bits - 1) - 1
-        high = op.ReduceMax(op.Abs(x), axes, keepdims=keep)
-        span, middle = high, 2 ** (bits - 1)
-    else:
-        levels, middle = 2**bits - 1, None
-        zero = op.Constant(value_float=0.0)
-        high = op.Max(op.ReduceMax(x, axes, keepdims=keep), zero)
-        low = op.Min(op.ReduceMin(x, axes, keepdims=keep), zero)
-        span = op.Sub(high, low)
-    scale = op.Div(span, op.Constant(value_float=float(levels)))
-    positive = op.Greater(scale, op.Constant(value_float=0.0))
-    scale = op.Where(positive, scale, op.Constant(value_float=1.0))
-    if middle is None:
-        points = op.Cast(op.Round(op.Neg(op.Div(low, scale))), to=_UINT8)
-    else:
-        points = op.Expand(_u8(op, middle), op.Shape(scale))
     if per_token:
         # QuantizeLinear has one axis of scales: rows.
-        flat, row = op.Flatten(x, axis=-1), op.Constant(value_ints=[-1])
-        q = op.QuantizeLinear(flat, op.Reshape(scale, row), op.Reshape(points, row), axis=0)
-        q = op.Reshape(q, op.Shape(x))
+        rows = op.Flatten(x, axis=-1)
+        levels, middle, scale, points = _range(op, rows, bits, symmetric, [-1])
+        q = op.Reshape(op.QuantizeLinear(rows, scale, points, axis=0), op.Shape(x))
+        column = op.Concat(op.Shape(x, end=-1), op.Constant(value_ints=[1]), axis=0)
+        scale, points = (op.Reshape(each, column) for each in (scale, points))
     else:
+        levels, middle, scale, points = _range(op, x, bits, symmetric, None)
         q = op.QuantizeLinear(x, scale, points)
     lowest = 0 if middle is None else middle - levels
     highest = levels if middle is None else middle + levels
@@ -66,6 +52,29 @@ def _quantize(x: Any, bits: int, per_token: bool, symmetric: bool) -> Any:
         # QuantizeLinear saturates at the whole type only.
         q = op.Clip(q, _u8(op, lowest), _u8(op, highest))
     return q, scale, points
+
+
+def _range(
+    op: Any, x: Any, bits: int, symmetric: bool, axes: list[int] | None
+) -> tuple[int, int | None, Any, Any]:
+    """Return the largest level, the zero point where it is constant, scales and zero points.
+
+    One of each along `axes`. What has no values but 0 gets the least scale that is normal.
+    """
+    along = () if axes is None else (op.Constant(value_ints=axes),)
+    least = op.Constant(value_float=_LEAST)
+    if symmetric:
+        levels, middle = 2 ** (bits - 1) - 1, 2 ** (bits - 1)
+        high = op.ReduceMax(op.Abs(x), *along, keepdims=0)
+        scale = op.Max(op.Div(high, op.Constant(value_float=float(levels))), least)
+        return levels, middle, scale, op.Expand(_u8(op, middle), op.Shape(scale))
+    levels, zero = 2**bits - 1, op.Constant(value_float=0.0)
+    high = op.Max(op.ReduceMax(x, *along, keepdims=0), zero)
+    low = op.Min(op.ReduceMin(x, *along, keepdims=0), zero)
+    scale = op.Max(op.Div(op.Sub(high, low), op.Constant(value_float=float(levels))), least)
+    # It divides, rounds and casts in one kernel.
+    options = {} if axes is None else {"axis": 0}
+    return levels, None, scale, op.QuantizeLinear(op.Neg(low), scale, **options)
 
 
 def _linear(q: Any, scale: Any, zero_point: Any, weight: Any, weight_scale: Any, bias: Any) -> Any:

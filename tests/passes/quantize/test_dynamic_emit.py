@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fxcompress.emit import emit
+from fxcompress.emit._dynamic import sum_rows
 from fxcompress.emit.kernels import integer_kernels, runtime_kernels
 from fxcompress.ir import capture
 from passes.quantize.dynamic import Dynamic
@@ -12,7 +13,7 @@ from tests.passes.models import Transformer, token_batches
 from tests.passes.quantize.test_dynamic import Recurrent
 from tests.passes.support import apply, captured, random_input, seeded
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 
 def transformer(width=64):
@@ -73,6 +74,49 @@ def test_a_tensor_that_several_layers_read_is_rounded_once(tmp_path):
     found = written(captured(Three, 2, 4, 32), tmp_path, ["onnx"], options)["onnx"]
     kernels = runtime_kernels(found.path)
     assert (kernels["DynamicQuantizeLinear"], kernels["MatMulIntegerToFloat"]) == (1, 3)
+
+
+def test_zero_points_of_tokens_are_part_of_the_product(tmp_path):
+    class Three(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
+
+        def forward(self, x):
+            return self.q(x) * self.k(x) + self.v(x)
+
+    found = written(captured(Three, 2, 4, 32), tmp_path, ["onnx"])["onnx"]
+    kernels = runtime_kernels(found.path)
+    assert kernels["MatMulIntegerToFloat"] == 3
+    assert kernels["Concat"] <= 2, "elements of tokens, which the three layers share, and a shape"
+    # Of q · k + v and of one range; the rest would be a correction of each layer.
+    assert (kernels["Sub"], kernels["Mul"], kernels["Add"]) == (1, 3 + 1, 3 + 1)
+    assert (kernels["ReduceMax"], kernels["ReduceMin"], kernels["QuantizeLinear"]) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4, 600), (2, 1)])
+def test_rows_of_bytes_hold_the_sums_of_a_weight(shape):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, shape, generator=generator).to(torch.int8)
+    weight[0] = -127
+    rows = sum_rows(weight)
+    assert rows.dtype == torch.int8
+    assert torch.equal(rows.sum(0, dtype=torch.int64), weight.sum(1, dtype=torch.int64))
+    assert rows.shape[0] % 16 == 0
+    assert rows.shape[0] < shape[1] + 16
+    assert sum_rows(torch.zeros(3, 4, dtype=torch.int8)).shape == (0, 3)
+
+
+def test_a_token_of_nothing_but_zeros(tmp_path):
+    program = captured(lambda: nn.Linear(8, 4), 2, 3, 8)
+    found = written(program, tmp_path, ["onnx"])["onnx"]
+    session = onnxruntime.InferenceSession(str(found.path))
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    x[0, 1] = 0
+    (name,) = (each.name for each in session.get_inputs())
+    (y,) = session.run(None, {name: x.numpy()})
+    bias = next(each for key, each in program.state().items() if key.endswith("bias"))
+    assert torch.equal(torch.from_numpy(y[0, 1]), bias)
 
 
 def test_convolutions_are_integer_kernels(tmp_path):
