@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -248,6 +249,20 @@ class GraphRewriter(Reader):
         """Declare that `name` no longer shares the tensor of its other names."""
         self._open()
         self.untied.add(name)
+
+    def limit(self, dim: str, maximum: int) -> None:
+        """Lower the largest value that a dynamic size of the inputs may have.
+
+        Raises:
+            PassError: There is no such size, or its example is larger.
+        """
+        self._open()
+        known = self._program.dims.get(dim)
+        if known is None or known.example > maximum:
+            self._fail(f"the size {dim} cannot be limited to {maximum}")
+        if known.maximum is None or known.maximum > maximum:
+            dims = {**self._program.dims, dim: replace(known, maximum=maximum)}
+            self._program = replace(self._program, dims=dims)
 
     def adopt(self, module: nn.Module, ties: Mapping[str, str]) -> None:
         """Take another tree of modules and tensors, with its ties, in the place of the whole tree.

@@ -8,6 +8,7 @@ from fxcompress.ir import Program, capture
 from fxcompress.pipeline.context import Context
 from fxcompress.testing import hash_inputs, hash_weights_
 from passes.depth.skip_blocks import SkipBlocks
+from passes.distill.prompt import Prompt
 from passes.distill.student import Student
 from passes.factorize.lora import Lora
 from passes.factorize.lora_merge import LoraMerge
@@ -168,6 +169,12 @@ def test_dynamic(golden_graph):
 @pytest.mark.golden("passes/depth/skip_blocks")
 def test_skip_blocks(golden_graph):
     golden_graph(apply(SkipBlocks, transformer(), {"layers": [1]}).program)
+
+
+@pytest.mark.golden("passes/distill/prompt")
+def test_prompt(golden_graph):
+    options = {"tokens": 2, "init": [3, 7], "train": ["head.*"]}
+    golden_graph(apply(Prompt, transformer(), options).program)
 
 
 @pytest.mark.golden("passes/distill/student")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from fxcompress.pipeline._close import did_you_mean
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.adapters import find_adapters
 from fxcompress.rewrite.edits import Declined
+from passes._freezing import freezing
 from passes._paths import free_path, path_beside
 from passes.factorize._lora.layers import Layer, layers_of, refusal
 from passes.factorize._lora.peft import Loaded, load_adapter
@@ -66,7 +67,9 @@ def decide(program: Program, options: LoraOptions, context: Context) -> LoraDeci
         declined=declined,
         arrays=arrays,
     )
-    return decision.model_copy(update=_freezing(program, options.train, decision))
+    earlier = tuple(f"{path}." for path in find_adapters(program))
+    added = sum(entry.added for entry in entries)
+    return decision.model_copy(update=freezing(program, options.train, added, earlier))
 
 
 def _chosen(
@@ -162,30 +165,3 @@ def _first(entry: LoraEntry, weight: Tensor, init: str, seed: int, layer: Layer)
     if entry.op == "embedding" and padding is not None:
         drawn[padding] = 0.0
     return drawn.to(weight.dtype)
-
-
-def _freezing(program: Program, globs: tuple[str, ...], decision: LoraDecision) -> dict[str, Any]:
-    """Return what to freeze, and how many parameters train then.
-
-    Raises:
-        SelectorError: A glob fits no parameter.
-    """
-    parameters = dict(program.module.named_parameters())
-    for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in parameters):
-            raise SelectorError(
-                f"`{glob}` in `train` matches no parameter",
-                hint=did_you_mean(glob, parameters, kind="there are"),
-            )
-    earlier = tuple(f"{path}." for path in find_adapters(program))
-    freeze = []
-    frozen, trained = 0, sum(entry.added for entry in decision.adapters)
-    for name, parameter in parameters.items():
-        stays = any(fnmatchcase(name, glob) for glob in globs) or name.startswith(earlier)
-        if parameter.requires_grad and stays:
-            trained += parameter.numel()
-            continue
-        frozen += parameter.numel()
-        if parameter.requires_grad:
-            freeze.append(name)
-    return {"freeze": tuple(freeze), "frozen": frozen, "trained": trained}

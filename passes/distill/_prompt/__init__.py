@@ -1,0 +1,1 @@
+"""Virtual tokens: where they go, and what grows with them."""
