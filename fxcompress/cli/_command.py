@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import rich_click as click
 
-from fxcompress.cli._failures import error_document
+from fxcompress.cli._failures import error_document, follows
 from fxcompress.errors import FxCompressError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 __all__ = [
-    "FORMAT_VERSION", "Outcome", "console", "document_options", "emits", "existing", "overrides",
+    "FORMAT_VERSION", "SILENT", "Outcome", "console", "document_options", "emits", "existing",
+    "overrides",
 ]  # fmt: skip
 
 FORMAT_VERSION: Final = "1.0"
@@ -39,6 +40,10 @@ class Outcome:
     text: RenderableType | str
     document: Mapping[str, Any]
     exit_code: int = 0
+
+
+SILENT: Final = Outcome("", {})
+"""What a process says that is not the first of several."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -68,8 +73,11 @@ def emits(function: Callable[..., Outcome]) -> Callable[..., int]:
             with contextlib.redirect_stdout(sys.stderr):
                 outcome = function(*args, **kwargs)
         except FxCompressError as error:
-            _dump(name, {"error": error_document(error), "exit_code": error.exit_code})
+            if not follows():
+                _dump(name, {"error": error_document(error), "exit_code": error.exit_code})
             raise
+        if outcome is SILENT:
+            return 0
         _dump(name, {**outcome.document, "exit_code": outcome.exit_code})
         return outcome.exit_code
 

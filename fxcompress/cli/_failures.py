@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import traceback
@@ -11,9 +12,9 @@ from typing import Any, Final
 import rich_click as click
 from click.exceptions import Abort, ClickException, Exit
 
-from fxcompress.errors import FxCompressError, SpecError
+from fxcompress.errors import FxCompressError, SpecError, UsageError, WorkerError
 
-__all__ = ["INTERRUPTED", "error_document", "report_failure"]
+__all__ = ["INTERRUPTED", "error_document", "follows", "report_failure"]
 
 INTERRUPTED: Final = 130
 
@@ -36,6 +37,9 @@ def report_failure(error: BaseException, *, debug: bool = False) -> int:
         return error.exit_code
     if debug:
         traceback.print_exception(error)
+    if isinstance(error, WorkerError | SpecError | UsageError) and follows():
+        # The first process says it, or whoever ended first has said why.
+        return error.exit_code
     if isinstance(error, FxCompressError):
         _say(f"{_red('error')}: {error}")
         for note in getattr(error, "__notes__", ()):
@@ -48,6 +52,11 @@ def report_failure(error: BaseException, *, debug: bool = False) -> int:
     if not debug:
         _say(f"  the traceback is in {_save(error)}\n  try: the same command with --debug")
     return 1
+
+
+def follows() -> bool:
+    """Whether this is one of several processes, and not the first."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
 
 
 def error_document(error: FxCompressError) -> dict[str, Any]:
@@ -80,8 +89,6 @@ def _say(text: str) -> None:
 
 
 def _red(text: str) -> str:
-    import os
-
     return text if os.environ.get("NO_COLOR") else click.style(text, fg="red", bold=True)
 
 

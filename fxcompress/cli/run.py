@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from fxcompress.cli._command import Outcome, document_options, emits, existing, overrides
+from fxcompress.cli._command import SILENT, Outcome, document_options, emits, existing, overrides
 from fxcompress.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def command(
 
     The run folder keeps a checkpoint after every pass, so that a killed run can be resumed, the
     lock, the artefacts and the report. Given a plan, the run must decide what was planned.
+
+    Started in several processes by `accelerate launch` or `torchrun`, training shares its batches
+    among them; the first process alone writes and prints.
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
@@ -62,10 +66,15 @@ def command(
     from fxcompress.api import prepare
     from fxcompress.cli._finish import finish
     from fxcompress.pipeline import Lock, RunFolder
+    from fxcompress.train import joined
 
     locked_by = lock_file or (loaded.folder if locked else None)
     lock = None if locked_by is None else Lock.load(locked_by)
-    with RunFolder(folder, resume=resume, overwrite=overwrite) as opened:
+    with joined() as world, ExitStack() as stack:
+        if world.rank:
+            prepare(loaded).run(folder, lock=lock, plan=plan)
+            return SILENT
+        opened = stack.enter_context(RunFolder(folder, resume=resume, overwrite=overwrite))
         with working("capturing the model"):
             job = prepare(loaded)
         with showing_steps() as listener:

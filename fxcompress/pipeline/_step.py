@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +20,7 @@ from fxcompress.pipeline.lock import PassLock
 from fxcompress.pipeline.records import PassRecord, Proof
 from fxcompress.pipeline.steps import Step
 from fxcompress.rewrite import GraphRewriter
+from fxcompress.train import World
 
 if TYPE_CHECKING:
     from fxcompress.analysis import CostSummary
@@ -51,6 +52,7 @@ class StepRunner:
         probing: Outputs of the original and of the last good Program.
         cost: Cost of the last good Program.
         lock: Decisions to replay, or None to decide.
+        world: The processes that run together.
     """
 
     context: Context
@@ -58,6 +60,7 @@ class StepRunner:
     probing: Probing
     cost: CostSummary
     lock: Lock | None = None
+    world: World = field(default_factory=World)
 
     def apply(self, index: int, step: Step, program: Program) -> Applied:
         """Apply one step; the Program given is left as it is.
@@ -90,10 +93,16 @@ class StepRunner:
             "figures": decision.figures(),
             "to_previous": outputs.to_previous,
             "to_original": outputs.to_original,
-            "metric": self.context.evaluate(after),
+            "metric": self.metric(after),
         }
         record = record.model_copy(update=measured)
         return Applied(after, record, entry, decision)
+
+    def metric(self, program: Program) -> float | None:
+        """Return the metric of a Program, as the first process measures it."""
+        first = self.world.rank == 0
+        found: float | None = self.world.told(self.context.evaluate(program) if first else None)
+        return found
 
     def _with_rounding(self, program: Program, outputs: Measured) -> Measured:
         """Allow for a model that amplifies rounding: a few times what one last place does."""
@@ -110,7 +119,9 @@ class StepRunner:
     def _decision(self, step: Step, program: Program) -> Decision:
         if self.lock is not None:
             return self.lock.decision(step)
-        decision = decide(step, program, self.context)
+        decides = self.world.rank == 0 or type(step.pass_).together
+        own = decide(step, program, self.context) if decides else None
+        decision: Decision = self.world.told(own)
         if decision.pending:
             raise PassError(
                 f"pass {step.id} left its decision open",

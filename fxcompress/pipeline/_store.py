@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fxcompress.pipeline.run_folder import RunFolder
     from fxcompress.pipeline.steps import Step
 
-__all__ = ["FolderStore", "Store"]
+__all__ = ["FolderStore", "FollowerStore", "Store"]
 
 
 class Store:
@@ -65,6 +65,29 @@ class Store:
 
     def end(self, state: State) -> None:
         """Keep the result of the run."""
+
+
+@dataclass
+class FollowerStore(Store):
+    """Reads what the first process of several keeps in the run folder, and writes nothing.
+
+    Attributes:
+        original: The Program given.
+        path: The folder; nothing is read from it unless the run is resumed.
+    """
+
+    original: Program
+    path: Path | None = None
+
+    def load(self, state: State, passes: int) -> Program:
+        """Load the Program of a checkpoint.
+
+        Raises:
+            RunFolderError: It cannot be read: all processes must see the folder.
+        """
+        checkpoints = Checkpoints((self.path or Path()) / "checkpoints")
+        kept = checkpoints.completed(state.record.course)[passes]
+        return checkpoints.load(kept, self.original, remember=True)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
-    from fxcompress.pipeline.figures import Heatmap
+    from fxcompress.pipeline.figures import Figure
     from fxcompress.rewrite import GraphRewriter
 
 __all__ = ["Decision", "Options", "Pass", "Preserves", "Selection"]
@@ -58,7 +58,7 @@ class Decision(BaseModel):
         """Return what a plan says above the changes, a line each; by default nothing."""
         return ()
 
-    def figures(self) -> tuple[Heatmap, ...]:
+    def figures(self) -> tuple[Figure, ...]:
         """Return what a report shows of it as pictures; by default nothing."""
         return ()
 
@@ -76,6 +76,8 @@ class Pass(ABC, Generic[OptionsT, DecisionT]):
         preserves: `exact` (compared on probes), `approximate`, or `trained` (weights only).
         version: Raise it when the same decision would rewrite differently; locks hold it.
         needs: Splits of data without which `decide` can only return a pending decision.
+        together: Where a run has several processes, all take part in `decide`; otherwise the
+            first decides, and the others are told.
     """
 
     Options: ClassVar[type[Options]]
@@ -83,6 +85,7 @@ class Pass(ABC, Generic[OptionsT, DecisionT]):
     preserves: ClassVar[Preserves]
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
+    together: ClassVar[bool] = False
 
     def reads(self, options: OptionsT) -> frozenset[str]:
         """Return the splits that a run with these options cannot do without; `needs`, if fixed."""

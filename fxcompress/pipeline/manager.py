@@ -17,13 +17,14 @@ from fxcompress.pipeline._probing import Probing
 from fxcompress.pipeline._start import check_lock, check_resumed, check_runnable
 from fxcompress.pipeline._state import State
 from fxcompress.pipeline._step import Applied, StepRunner
-from fxcompress.pipeline._store import FolderStore, Store
+from fxcompress.pipeline._store import FolderStore, FollowerStore, Store
 from fxcompress.pipeline.lock import Lock
 from fxcompress.pipeline.proofs import Digests
 from fxcompress.pipeline.records import RunRecord
 from fxcompress.pipeline.rounds import can_be_undone, earlier, expanded, stop_of, without
 from fxcompress.pipeline.run_folder import RunFolder
 from fxcompress.pipeline.steps import Event, OnEvent, Pipeline, Step
+from fxcompress.train import World
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -88,8 +89,12 @@ def execute(
     """
     pipeline = Pipeline(expanded(steps))
     with ExitStack() as stack:
+        world = World.here()
         store = Store()
-        if isinstance(run_dir, RunFolder):
+        if world.rank:
+            path = run_dir.path if isinstance(run_dir, RunFolder) else run_dir
+            store = FollowerStore(program, None if path is None else Path(path))
+        elif isinstance(run_dir, RunFolder):
             store = FolderStore(run_dir, program, spill)
         elif run_dir is not None:
             folder = RunFolder(run_dir, resume=resume, overwrite=overwrite)
@@ -97,7 +102,11 @@ def execute(
         elif resume:
             raise RunFolderError("there is nothing to resume", reason="no run folder was given")
         context = replace(context, original=program, planning=False, read={})
-        return _Run(program, context, store, lock, plan, on_event).go(pipeline, documents or {})
+        if world.rank:
+            on_event = context.on_progress = None
+        return _Run(program, context, store, lock, plan, on_event, world).go(
+            pipeline, documents or {}
+        )
 
 
 @dataclass
@@ -111,6 +120,7 @@ class _Run:
         lock: Decisions to replay, or None to decide.
         plan: What must come out as it was planned, or None.
         on_event: Told of every step.
+        world: The processes that run together; the first keeps the folder.
         mark: How many passes were done where the round under way began, and the Program there.
     """
 
@@ -120,6 +130,7 @@ class _Run:
     lock: Lock | None
     plan: Plan | None
     on_event: OnEvent | None
+    world: World
     mark: tuple[int, Program] | None = None
     runner: StepRunner = field(init=False)
 
@@ -130,9 +141,11 @@ class _Run:
         identity = Identity.of(self.original, pipeline, self.context, digests)
         start = self._start(identity, pipeline)
         probing = Probing.of(self.original, self.context)
-        state = self.store.begin(start, self.context, documents)
+        state = self._together(self.store.begin(start, self.context, documents))
         check_resumed(state, self.lock)
-        self.runner = StepRunner(self.context, digests, probing, state.record.result, self.lock)
+        self.runner = StepRunner(
+            self.context, digests, probing, state.record.result, self.lock, self.world
+        )
         self._take_up(state)
         state = self._judged(self._with_metric(state))
         while (step := state.next) is not None:
@@ -154,6 +167,14 @@ class _Run:
         left = {step.id: "it is not in the lock" for step in pipeline if step.id not in taken}
         return State(self.original, record, identity.lock(), pipeline).left_out(left)
 
+    def _together(self, state: State) -> State:
+        """Return the state that the first process begins with."""
+        record: RunRecord = self.world.told(state.record)
+        if self.world.rank == 0 or record == state.record:
+            return state
+        same = replace(state, record=record).left_out(record.stopped)
+        return replace(same, program=self.store.load(same, same.done)) if same.done else same
+
     def _take_up(self, state: State) -> None:
         """Get ready for the next step: what is compared with is the last good Program."""
         self.store.map_original()
@@ -171,7 +192,7 @@ class _Run:
         metric = self.context.metric
         if metric is None or state.record.original_metric is not None:
             return state
-        measured = self.context.evaluate(self.original)
+        measured = self.runner.metric(self.original)
         return state.noted(original_metric=measured, metric_name=metric.name)
 
     def _advance(self, state: State, step: Step) -> State:
@@ -186,6 +207,7 @@ class _Run:
             self.plan.check_decision(step, applied.entry, applied.decision)
         done = state.after(applied)
         arrays = self.store.keep(done, applied, self.context)
+        self.world.wait()
         self.store.clear_scratch(index, step)
         lock = done.lock.with_pass(applied.entry, arrays, self.context.read)
         return replace(done, lock=lock)
@@ -226,6 +248,7 @@ class _Run:
             program = self.mark[1]
         else:
             program = self.store.load(state, stop.keep)
+        self.world.wait()
         back = state.undone(stop, program)
         self.store.undo(back, state.record.passes[stop.keep :])
         self.runner.go_back(program, back.record.result)

@@ -6,6 +6,7 @@ from fxcompress._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from fxcompress.train._optimizers import check_recipe as check_recipe
+    from fxcompress.train._world import World as World
     from fxcompress.train.cached import CachedOutputs as CachedOutputs
     from fxcompress.train.cached import cache_outputs as cache_outputs
     from fxcompress.train.config import FitConfig as FitConfig
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from fxcompress.train.hooks import Moment as Moment
     from fxcompress.train.inputs import InputSpec as InputSpec
     from fxcompress.train.inputs import example as example
+    from fxcompress.train.launch import joined as joined
     from fxcompress.train.metrics import BUILT_IN as BUILT_IN
     from fxcompress.train.metrics import Metric as Metric
     from fxcompress.train.programs import trained_tensors as trained_tensors
@@ -40,6 +42,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         **dict.fromkeys(("trained_tensors", "training_copy"), "programs"),
         **dict.fromkeys(("CachedOutputs", "cache_outputs"), "cached"),
         "Epoch": "history",
+        "World": "_world",
+        "joined": "launch",
         "FitConfig": "config",
         "check_recipe": "_optimizers",
     },

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcompress.train._sharding import fill, like
 from fxcompress.train.config import Average
 
 __all__ = ["MovingAverage"]
@@ -65,11 +66,11 @@ class MovingAverage:
         try:
             yield
         finally:
-            _copy(weights, self.tensors)
+            fill(self.tensors, weights)
 
     def write(self) -> None:
         """Give the module the average for good."""
-        _copy(self.values, self.tensors)
+        fill(self.tensors, self.values)
 
     def state(self) -> dict[str, Any]:
         """Return all that a resumed training needs."""
@@ -79,11 +80,6 @@ class MovingAverage:
         """Take over what `state` returned."""
         self.updates = state["updates"]
         self.values = {
-            name: value.to(self.tensors[name].device) for name, value in state["values"].items()
+            name: like(value.to(self.tensors[name].device), self.tensors[name])
+            for name, value in state["values"].items()
         }
-
-
-@torch.no_grad()
-def _copy(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        into[name].copy_(value)

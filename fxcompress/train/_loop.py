@@ -26,6 +26,7 @@ from fxcompress.train._optimizers import (
 )
 from fxcompress.train._precision import Precision
 from fxcompress.train._progress import Course
+from fxcompress.train._sharding import fill, like, whole
 from fxcompress.train._snapshots import Snapshots, load_optimizer, optimizer_state
 from fxcompress.train._world import World
 from fxcompress.train.config import FitConfig
@@ -60,6 +61,7 @@ class Loop:
     """One training under way."""
 
     module: nn.Module
+    plain: nn.Module
     config: FitConfig
     feed: Feed
     objective: Objective
@@ -91,7 +93,6 @@ class Loop:
     def run(self) -> FitResult:
         """Train to the end, from the last snapshot if there is one."""
         self._seed()
-        self.world.same([t for _, t in tensors_of(self.module)])
         self.world.same(list(self.objective.state().values()))
         self.steps, calls = self._length()
         self.rate = make_learning_rate(
@@ -102,7 +103,7 @@ class Loop:
             self._epoch()
         kept = len(self.course.history) - 1
         if self.best_state is not None:
-            _load(dict(tensors_of(self.module)), self.best_state)
+            fill(dict(tensors_of(self.module)), self.best_state)
             kept = self.course.best
         elif self.average is not None:
             self.average.write()
@@ -160,9 +161,10 @@ class Loop:
         """Return the metric: the first process measures, the others hear of it."""
         if self.evaluate is None:
             return None
-        found: float | None = self.world.told(
-            self.evaluate(self.module) if self.world.rank == 0 else None
-        )
+        if self.world.sharded:
+            fill(dict(tensors_of(self.plain)), whole(dict(tensors_of(self.module))))
+        own = self.evaluate(self.plain) if self.world.rank == 0 else None
+        found: float | None = self.world.told(own)
         return found
 
     def _batches(self) -> Iterator[list[tuple[Any, Any]]]:
@@ -228,10 +230,14 @@ class Loop:
         if not self.keeping:
             return
         generators = self.world.gathered(_generators(self.device))
-        if self.world.rank:
-            return
+        state = whole(self._state(generators))
+        if self.world.rank == 0:
+            self.snapshots.write(self.course.step, state)
+
+    def _state(self, generators: list[dict[str, Tensor]]) -> dict[str, Any]:
+        """Return all that a resumed training needs."""
         scheduler = self.rate.scheduler
-        state = {
+        return {
             "course": self.course.state(),
             "model": dict(tensors_of(self.module)),
             "objective": self.objective.state(),
@@ -242,7 +248,6 @@ class Loop:
             "precision": self.precision.state(),
             "average": None if self.average is None else self.average.state(),
         }
-        self.snapshots.write(self.course.step, state)
 
     def _resume(self) -> None:
         """Go on from the last snapshot, if there is one."""
@@ -253,9 +258,11 @@ class Loop:
         if state is None:
             return
         self.course = Course.of(state["course"])
-        _load(dict(tensors_of(self.module)), state["model"])
-        _load(self.objective.state(), state["objective"])
-        self.best_state = state["best"]
+        fill(dict(tensors_of(self.module)), state["model"])
+        fill(self.objective.state(), state["objective"])
+        best = state["best"]
+        tensors = dict(tensors_of(self.module))
+        self.best_state = best and {name: like(t, tensors[name]) for name, t in best.items()}
         load_optimizer(self.optimizer, state["optimizer"])
         if self.rate.scheduler is not None:
             self.rate.scheduler.load_state_dict(state["scheduler"])
@@ -283,9 +290,3 @@ def _generators(device: torch.device) -> dict[str, Tensor]:
 
 def _size(item: tuple[Any, Any]) -> int:
     return samples_in(item[0])
-
-
-def _load(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(state[name])

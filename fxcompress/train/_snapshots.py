@@ -25,6 +25,7 @@ from torch import Tensor
 from fxcompress._files import cannot_write, replaced_folder, write_text
 from fxcompress._tensor_files import write_tensors
 from fxcompress.errors import RunFolderError
+from fxcompress.train._sharding import like
 
 __all__ = ["Snapshot", "Snapshots", "load_optimizer", "optimizer_state"]
 
@@ -145,7 +146,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
 def _at_home(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) -> Any:
     """Return a value on its parameter's device; a step counter stays on the CPU unless fused."""
     counts = key == "step" and not (group.get("fused") or group.get("capturable"))
-    return value.to(parameter.device) if isinstance(value, Tensor) and not counts else value
+    if not isinstance(value, Tensor) or counts:
+        return value
+    return like(value.to(parameter.device), parameter)
 
 
 def _encode(value: Any, tensors: dict[str, Tensor], name: str) -> Any:

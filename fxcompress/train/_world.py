@@ -28,18 +28,27 @@ class World:
         rank: This process, from 0.
         size: How many there are.
         device: Where what they exchange must be.
+        sharded: Whether each has a part of the weights, and FSDP exchanges gradients.
     """
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
+    sharded: bool = False
 
     @classmethod
-    def here(cls, device: torch.device) -> World:
-        """Return the processes that torch.distributed joined; this one alone if it joined none."""
+    def here(cls, device: torch.device | None = None, *, sharded: bool = False) -> World:
+        """Return the processes that torch.distributed joined; this one alone if it joined none.
+
+        Args:
+            device: Where what they exchange must be; the CPU where that is all there is.
+            sharded: Whether FSDP exchanges the gradients.
+        """
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
-        return cls(distributed.get_rank(), distributed.get_world_size(), str(device))
+        return cls(
+            distributed.get_rank(), distributed.get_world_size(), str(device or "cpu"), sharded
+        )
 
     @property
     def alone(self) -> bool:
@@ -79,6 +88,10 @@ class World:
         """Give every process the sum of all gradients; one that has none adds zeros."""
         if self.alone:
             return
+        if self.sharded:
+            # FSDP has given each process the mean.
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], self.size)
+            return
         has = torch.tensor([0.0 if p.grad is None else 1.0 for p in parameters])
         wanted = self._reduced(has).tolist()
         chosen = [p for p, count in zip(parameters, wanted, strict=True) if count]
@@ -116,6 +129,12 @@ class World:
         with self._guarded():
             distributed.all_gather_object(held, value)
         return held
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if not self.alone:
+            with self._guarded():
+                distributed.barrier()
 
     def check_same(self, told: Mapping[str, str]) -> None:
         """Check that all processes were told the same.

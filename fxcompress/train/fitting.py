@@ -23,6 +23,7 @@ from fxcompress.train._loop import FitResult, Loop, tensors_of
 from fxcompress.train._modes import trainable, training
 from fxcompress.train._objective import make_objective
 from fxcompress.train._optimizers import Group
+from fxcompress.train._sharding import fill, shard, sharding, whole
 from fxcompress.train._snapshots import Snapshots
 from fxcompress.train._world import World
 from fxcompress.train.config import FitConfig
@@ -80,12 +81,12 @@ def fit(
     """
     if config.needs_teacher and teacher is None and joining is None:
         raise UsageError("a loss compares with a teacher, and there is none")
+    hooks = hooks or Hooks()
+    plain, module, world = module, *_among_processes(module, config, hooks, joining)
     groups = trained(config.groups, trainable(module, names))
     chosen = {name: parameter for _, found in groups for name, parameter in found.items()}
-    world = World.here(next(iter(chosen.values())).device)
     world.check_same({"seed": str(seed), **_options(config), "trained": " ".join(chosen)})
     split = data if isinstance(data, Split) else one_split(config.split, data, "the data")
-    hooks = hooks or Hooks()
     objective = make_objective(
         module, config, hooks, seed, teacher=teacher, functions=functions, joining=joining
     )
@@ -94,6 +95,7 @@ def fit(
         members.append((None, extra))
     loop = Loop(
         module=module,
+        plain=plain,
         config=config,
         feed=Feed(split, config.shuffle, seed),
         objective=objective,
@@ -103,11 +105,42 @@ def fit(
         upwards=higher_is_better and evaluate is not None,
         seed=seed,
         hooks=hooks,
-        snapshots=_snapshots(snapshots, module, config, seed, chosen, world),
+        snapshots=_snapshots(snapshots, plain, config, seed, chosen, world),
         report=progress if world.rank == 0 else None,
     )
     with _left_as_found(loop):
-        return loop.run()
+        done = loop.run()
+    if world.sharded:
+        fill(dict(tensors_of(plain)), whole(dict(tensors_of(module))))
+    return done
+
+
+def _among_processes(
+    module: nn.Module, config: FitConfig, hooks: Hooks, joining: Joining | None
+) -> tuple[nn.Module, World]:
+    """Return what this process trains, a part of it where weights are sharded, and the others.
+
+    Raises:
+        UsageError: What is asked for cannot be sharded.
+    """
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    world = World.here(device, sharded=sharding())
+    world.same([tensor for _, tensor in tensors_of(module)])
+    if not world.sharded:
+        return module, world
+    reads = {
+        "losses that read taps": joining is not None,
+        "what a pass does in each step": hooks != Hooks(),
+        "`precision: fp16`": config.precision == "fp16",
+    }
+    for what, told in reads.items():
+        if told:
+            raise UsageError(
+                f"{what} cannot train with sharded weights",
+                reason="it needs whole weights or gradients in every process",
+                hint="start it without --use_fsdp: every process then has the whole model",
+            )
+    return shard(module, device), world
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class TrainingPass(Pass[OptionsT, DecisionT]):
     """
 
     preserves: ClassVar[Preserves] = "trained"
+    together: ClassVar[bool] = True
 
     def reads(self, options: OptionsT) -> frozenset[str]:
         """Return the split that it trains on."""

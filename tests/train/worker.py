@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from torch import distributed, nn
 
-from fxcompress.errors import FxCompressError
+from fxcompress.errors import DataError, FxCompressError, UsageError
 from fxcompress.train import FitConfig, Hooks, fit
 from tests.train.trainings import Killed, batches
 
 WAYS = {
     "plain": {},
-    "accumulated": {"accumulate": 3, "clip_norm": 0.05},
+    "accumulated": {"accumulate": 3, "clip_norm": 0.05, "shuffle": "samples"},
     "masked": {"accumulate": 2, "losses": [{"use": "hard_labels"}, {"use": "soft_labels"}]},
     "masked-once": {"accumulate": 2, "losses": [{"use": "hard_labels"}]},
-    "average": {"ema": {"decay": 0.9}, "keep": "best", "shuffle": "samples"},
+    "average": {"ema": {"decay": 0.9}, "keep": "best", "snapshot": 3},
     "penalised": {"groups": [{"targets": ["*.bias"], "scale": 0.5}]},
 }
 SIZES = (8, 7, 1, 3, 8, 2, 8, 5)
@@ -41,7 +41,7 @@ def data(way):
     return found
 
 
-def trained(way, module, **kwargs):
+def trained(way, module, source=None, **kwargs):
     """Train a module; return its weights and history as plain data."""
     told = {"epochs": 2, "optimizer": {"use": "SGD", "lr": 0.2, "momentum": 0.9}, **WAYS[way]}
     teacher = None
@@ -50,8 +50,10 @@ def trained(way, module, **kwargs):
         with torch.no_grad():
             teacher[0].weight.mul_(2)
     if way == "penalised":
-        kwargs["hooks"] = Hooks(penalty=lambda module, _: 0.1 * module[0].weight.abs().sum())
-    done = fit(module, FitConfig.model_validate(told), data(way), seed=4, teacher=teacher,
+        kwargs["hooks"] = Hooks(
+            penalty=lambda module, _: 0.1 * module.get_submodule("0").weight.abs().sum()
+        )
+    done = fit(module, FitConfig.model_validate(told), source or data(way), seed=4, teacher=teacher,
                evaluate=quality, **kwargs)  # fmt: skip
     weights = {name: t.tolist() for name, t in module.state_dict().items()}
     return {"weights": weights, "history": [each.model_dump() for each in done.history]}
@@ -64,37 +66,52 @@ def quality(module):
         return -float(nn.functional.cross_entropy(module(x), y))
 
 
-def killed_and_resumed(folder):
-    def die(module, moment):
-        if moment.step == 9:
-            raise Killed
+class Ending(list):
+    """Data whose reading ends one process, or all of them, in the tenth batch."""
 
-    whole = trained("plain", model(0.5))
-    own = folder if os.environ["RANK"] == "0" else None
-    with contextlib.suppress(Killed):
-        trained("plain", model(0.5), snapshots=own, hooks=Hooks(after_step=die))
-    return [whole, trained("plain", model(0.5), snapshots=own)]
-
-
-class Dying(list):
-    """Data whose reading ends one process, without a word, in its fifth batch."""
+    def __init__(self, items, end):
+        super().__init__(items)
+        self.end, self.given = end, 0
 
     def __iter__(self):
-        for place, item in enumerate(super().__iter__()):
-            if place == 4 and os.environ["RANK"] == "1":
-                os._exit(9)
-            yield item
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, place):
+        self.given += 1
+        if self.given == 10:
+            self.end()
+        return super().__getitem__(place)
+
+
+def killed_and_resumed(folder):
+    def die():
+        raise Killed
+
+    own = folder if os.environ["RANK"] == "0" else None
+    whole = trained("average", model(0.5))
+    with contextlib.suppress(DataError):
+        trained("average", model(0.5), Ending(data("average"), die), snapshots=own)
+    return [whole, trained("average", model(0.5), snapshots=own)]
+
+
+def tried(way):
+    try:
+        return trained(way, torch.fx.symbolic_trace(model()))
+    except UsageError as error:
+        return str(error)
 
 
 def main(task, folder):
     distributed.init_process_group("gloo")
     found = {}
     try:
-        if task == "ways":
-            found = {way: trained(way, model()) for way in WAYS}
+        if task in ("ways", "sharded"):
+            found = {way: tried(way) for way in WAYS}
             found["resumed"] = killed_and_resumed(folder / "kept")
         elif task == "dies":
-            fit(model(), FitConfig(epochs=1, shuffle="none"), Dying(data("plain")))
+            mine = os.environ["RANK"] == "1"
+            source = Ending(data("plain"), lambda: os._exit(9) if mine else None)
+            fit(model(), FitConfig(epochs=2), source)
         elif task == "differs":
             fit(model(), FitConfig(epochs=1 + int(os.environ["RANK"])), data("plain"))
     except FxCompressError as error:
