@@ -4,15 +4,14 @@
     shard-00000.safetensors       keys [n, 16] and logits [n, …], or the k largest and their places
 
 A sample is known by a hash of its tensors, so that shuffled batches find their rows. Of a sample's
-logits all are kept, or the k largest and the logarithm of the sum of the others' exponentials: the
-distribution that is given back has the same k shares, and spreads what is left evenly.
+logits all are kept, or the k largest: the others are given back as −inf, of which losses know that
+nothing is known.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,9 +120,7 @@ def _write(folder: Path, number: int, held: list[tuple[Tensor, Tensor]], top_k: 
         tensors["logits"] = logits
     else:
         values, places = logits.float().topk(top_k, dim=-1)
-        others = logits.float().scatter(-1, places, float("-inf"))
         tensors["values"], tensors["places"] = values, places.to(torch.int32)
-        tensors["others"] = others.logsumexp(-1)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / f"shard-{number:05d}.safetensors")
 
@@ -176,7 +173,7 @@ class CachedOutputs(nn.Module):
 
     def _shard(self, number: int) -> dict[str, Tensor]:
         path = self.folder / f"shard-{number:05d}.safetensors"
-        wanted = {"keys", "logits"}, {"keys", "values", "places", "others"}
+        wanted = {"keys", "logits"}, {"keys", "values", "places"}
         try:
             found: dict[str, Tensor] = load_file(path)
             if set(found) not in wanted:
@@ -221,10 +218,8 @@ class CachedOutputs(nn.Module):
         if "logits" in shard:
             return shard["logits"][row]
         values, places = shard["values"][row], shard["places"][row].long()
-        left = self.classes - values.shape[-1]
-        even = (shard["others"][row] - math.log(left)).unsqueeze(-1)
-        full = even.expand(*even.shape[:-1], self.classes).clone()
-        return full.scatter(-1, places, values)
+        unknown = values.new_full((*values.shape[:-1], self.classes), float("-inf"))
+        return unknown.scatter(-1, places, values)
 
 
 def check_cached(cached: CachedOutputs, shape: tuple[int | None, ...]) -> None:
