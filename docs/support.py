@@ -80,6 +80,7 @@ ROWS: Mapping[str, tuple[Step, ...]] = {
     "tidy.cast, float8_e4m3": ({"use": "tidy.cast", "dtype": "float8_e4m3"},),
 }
 _COUNT = re.compile(r"^(\d+) of (\d+) (convolutions|linear layers|recurrent layers)\b.*")
+_FEW_BITS = re.compile(r"^(\d+) linear layers are MatMulNBits")
 _SHORT = {"convolutions": "conv", "linear layers": "linear", "recurrent layers": "LSTM"}
 
 
@@ -153,6 +154,11 @@ def cell(row: str, column: str, folder: Path) -> dict[str, Any]:
     counts = [_COUNT.match(note) for note in artefact.notes]
     kernels = [f"{_SHORT[m[3]]} {m[1]}/{m[2]}" for m in counts if m]
     whole = "integers: " + ", ".join(kernels) if any(m and m[1] != "0" for m in counts) else "float"
+    few = [match for note in artefact.notes if (match := _FEW_BITS.match(note))]
+    if few:
+        whole = f"4-bit weights: linear {few[0][1]}"
+    if row.endswith("LSTM") and kernels and "LSTM" not in whole:
+        whole += ", LSTM in float"
     if column.startswith("TensorRT"):
         whole = "QDQ" if row != "float32" else "float"
     return {"text": whole, "bytes": artefact.bytes}
@@ -175,8 +181,9 @@ def page(table: Mapping[str, Mapping[str, Any]]) -> str:
         "Every cell was run: a small model (convolutions, an add, a pool and linear layers; an "
         "LSTM where the row says so) went through the passes, was emitted, reloaded in a fresh "
         "process by the runtime and compared. `integers: conv 2/2` says that 2 of 2 convolutions "
-        "run as integer kernels there; `float`, that the integers are only stored and everything "
-        "is computed in floats; the percentage is the file's size over that of float32 in the same "
+        "run as integer kernels there; `4-bit weights: linear 2`, that the kernels of 2 linear "
+        "layers read integers of weights and floats of activations; `float`, that the integers "
+        "are only stored and everything is computed in floats; the percentage is the file's size over that of float32 in the same "
         "format. TensorRT does not run here: its ONNX is checked for the structure that it "
         "accepts. `make support` runs it all again; tests hold every cell to what it says.",
         "",
