@@ -157,7 +157,7 @@ def cell(row: str, column: str, folder: Path) -> dict[str, Any]:
     few = [match for note in artefact.notes if (match := _FEW_BITS.match(note))]
     if few:
         whole = f"4-bit weights: linear {few[0][1]}"
-    if row.endswith("LSTM") and kernels and "LSTM" not in whole:
+    if row.endswith("LSTM") and whole.startswith("integers") and "LSTM" not in whole:
         whole += ", LSTM in float"
     if column.startswith("TensorRT"):
         whole = "QDQ" if row != "float32" else "float"
@@ -183,8 +183,8 @@ def page(table: Mapping[str, Mapping[str, Any]]) -> str:
         "process by the runtime and compared. `integers: conv 2/2` says that 2 of 2 convolutions "
         "run as integer kernels there; `4-bit weights: linear 2`, that the kernels of 2 linear "
         "layers read integers of weights and floats of activations; `float`, that the integers "
-        "are only stored and everything is computed in floats; the percentage is the file's size over that of float32 in the same "
-        "format. TensorRT does not run here: its ONNX is checked for the structure that it "
+        "are only stored and everything is computed in floats; the percentage is the file's size "
+        "over that of float32 in the same format. TensorRT does not run here: its ONNX is checked for the structure that it "
         "accepts. `make support` runs it all again; tests hold every cell to what it says.",
         "",
         "| | " + " | ".join(columns) + " |",
