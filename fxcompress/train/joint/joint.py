@@ -18,9 +18,6 @@ from fxcompress.train.losses import Term, Total
 
 __all__ = ["Joint", "Pair", "Step"]
 
-# What of a loss's arguments a text shows: the rest is the same for all of them.
-_COMPARED = ("output", "known", "taps", "teacher_taps")
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -170,7 +167,9 @@ class Joint:
         for node, name in ids.items():
             module = module_of(node) if node.op == "call_module" else None
             if isinstance(module, LossNode):
-                compared = {key: node.kwargs[key] for key in _COMPARED if node.kwargs[key]}
+                taps = "taps" if module.term.options.projects else "raw_taps"
+                keys = ("output", "known", taps, "teacher_taps")
+                compared = {key: node.kwargs[key] for key in keys if node.kwargs[key]}
                 told[name] = str(module.term.options.use), spelling.attributes(compared)
         return replace(text, nodes=tuple(_line(line, told) for line in text.nodes))
 

@@ -159,6 +159,13 @@ def test_its_text_names_all_parts():
         assert part in lines, part
 
 
+def test_its_text_is_read_again():
+    from fxcompress.ir import parse
+
+    text = join(student(), teacher(), terms(*LOSSES)).text()
+    assert parse(text).render() == text
+
+
 def test_a_name_of_the_student_is_not_taken():
     from torch import nn
 
