@@ -184,8 +184,9 @@ def page(table: Mapping[str, Mapping[str, Any]]) -> str:
         "run as integer kernels there; `4-bit weights: linear 2`, that the kernels of 2 linear "
         "layers read integers of weights and floats of activations; `float`, that the integers "
         "are only stored and everything is computed in floats; the percentage is the file's size "
-        "over that of float32 in the same format. TensorRT does not run here: its ONNX is checked for the structure that it "
-        "accepts. `make support` runs it all again; tests hold every cell to what it says.",
+        "over that of float32 in the same format. TensorRT does not run here: its ONNX is "
+        "checked for the structure that it accepts. `make support` runs it all again; tests hold "
+        "every cell to what it says.",
         "",
         "| | " + " | ".join(columns) + " |",
         "|:--|" + "|".join(":--" for _ in columns) + "|",
