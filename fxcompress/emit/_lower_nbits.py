@@ -158,12 +158,15 @@ class _Embedding(_NBits):
         return self._call("GatherBlockQuantized", [table, indices], shape, **attributes)
 
 
-def lower_nbits(module: fx.GraphModule, activations: Literal["float32", "int8"]) -> NBits:
+def lower_nbits(
+    module: fx.GraphModule, activations: Literal["float32", "int8"], *, embeddings: bool = True
+) -> NBits:
     """Replace linear layers and embeddings that read a weight of few bits, in place.
 
     Args:
         module: A private copy of a program's graph.
         activations: What a linear layer may compute with.
+        embeddings: Whether tables are replaced too; OpenVINO reads no such operator.
     """
     done = NBits()
     for node in list(module.graph.nodes):
@@ -177,6 +180,8 @@ def lower_nbits(module: fx.GraphModule, activations: Literal["float32", "int8"])
         if blocks is None:
             continue
         for user in list(node.users):
+            if op_name(user) == "embedding" and not embeddings:
+                continue
             made = _replacement(user, node, blocks, weight.shape[1], _LEVELS[activations])
             if made is not None:
                 _replace(module, user, made)

@@ -36,7 +36,10 @@ def lower_for(module: fx.GraphModule, target: OnnxTarget, activations: str) -> L
     if target == "openvino":
         dropped, stored = drop_dynamic(module), store_recurrent(module)
         write_openvino_forms(module)
+        # It reads these as weights of 4 bits; multiplied out, they would take a byte each.
+        nbits = lower_nbits(module, "float32", embeddings=False)
         lowered = lower(module, "decomposed", ONNXRUNTIME)
+        lowered.linears += nbits.linears
         if dropped:
             lowered.notes.append(
                 f"{dropped} activations are rounded at run time by OpenVINO itself, in its own way"

@@ -8,7 +8,9 @@ import torch
 
 from fxcompress.emit import Artifact, EmitOptions, OpenvinoOptions, emit
 from fxcompress.emit.kernels import openvino_kernels
-from tests.emit.quantized import dynamic_encoder, small_net, static_encoder, static_net
+from passes.quantize.weight_only import WeightOnly
+from tests.emit.quantized import dynamic_encoder, encoder, small_net, static_encoder, static_net
+from tests.passes.support import apply
 
 openvino = pytest.importorskip("openvino")
 
@@ -73,3 +75,18 @@ def test_run_time_quantization_leaves_the_rounding_to_openvino(tmp_path: Path) -
     assert sum(openvino_kernels(artifact.path).linears.values()) == 7
     assert artifact.comparison.cosine > 0.999
     assert any("rounded at run time by OpenVINO itself" in note for note in artifact.notes)
+
+
+def test_weights_of_four_bits_take_four_bits(tmp_path: Path) -> None:
+    program = encoder()
+    options = {"bits": 4, "group": 16, "embeddings": True}
+    made = apply(WeightOnly, program, options).program
+    (found,) = emit(made, tmp_path / "int4", ["openvino"])
+    assert openvino_kernels(found.path).linears == Counter({"u4": 7})
+    assert "7 of 7 linear layers run in integers in OpenVINO" in found.notes
+    assert found.comparison.cosine > 0.999
+    (eight,) = emit(
+        apply(WeightOnly, program, {**options, "bits": 8}).program, tmp_path, ["openvino"]
+    )
+    numbers = sum(n.numel() for key, n in program.state().items() if n.dim() == 2)
+    assert eight.paths[1].stat().st_size - found.paths[1].stat().st_size > 0.45 * numbers
