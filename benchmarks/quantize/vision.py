@@ -103,10 +103,11 @@ def measure(name: str, runtimes: Sequence[str], batch: int, repeats: int) -> lis
     model = make_model(name, images[:CALIBRATION])
     seen, unseen = images[:CALIBRATION], images[CALIBRATION:]
     program = fxc.capture(model, (images[:2],))
-    # Its peer compiles for one batch size.
+    # Their peers compile for one batch size.
     programs = {}
     if batch == 1:
-        programs["inductor"] = fxc.capture(model, (images[:1],), dynamic=None)
+        fixed = fxc.capture(model, (images[:1],), dynamic=None)
+        programs = {"executorch": fixed, "inductor": fixed}
     calls: dict[str, Call] = {"eager": eager(model)}
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as text:
