@@ -18,6 +18,9 @@ from fxcompress.spec._source import Key, Map, Node, Scalar, Seq
 
 __all__ = ["FactoryRef", "digest_files", "factory_files", "missing_files"]
 
+DATA_FILES = (("tensors",), ("images", "folder"), ("text", "tokenizer"), ("text", "files"))
+"""Where a split names files or folders."""
+
 
 @dataclass(frozen=True)
 class FactoryRef:
@@ -168,9 +171,19 @@ def _paths(tree: Map) -> Iterator[tuple[Key, Scalar]]:
         if isinstance(node, Scalar) and isinstance(node.value, str):
             yield ("model", name), node
     for split, block in data.items.items() if isinstance(data, Map) else ():
-        node = block.items.get("tensors") if isinstance(block, Map) else None
-        if isinstance(node, Scalar) and isinstance(node.value, str):
-            yield ("data", split, "tensors"), node
+        for place in DATA_FILES:
+            yield from _texts(block, ("data", split), place)
+
+
+def _texts(node: Node | None, key: Key, place: tuple[str, ...]) -> Iterator[tuple[Key, Scalar]]:
+    """Yield the text, or each text of a list, that lies at a place below a node."""
+    for name in place:
+        node, key = node.items.get(name) if isinstance(node, Map) else None, (*key, name)
+    if isinstance(node, Seq):
+        for index, item in enumerate(node.items):
+            yield from _texts(item, (*key, index), ())
+    elif isinstance(node, Scalar) and isinstance(node.value, str):
+        yield key, node
 
 
 def _beside(path: Path, pattern: str) -> list[Path]:

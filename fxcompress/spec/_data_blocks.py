@@ -48,6 +48,17 @@ def _size(raw: Any) -> Any:
     return raw
 
 
+SOURCES = ("factory", "tensors", "images", "text", "random")
+
+
+def _sides(raw: Any) -> Any:
+    return (raw, raw) if isinstance(raw, int) else raw
+
+
+def _listed(raw: Any) -> Any:
+    return (raw,) if isinstance(raw, str) else raw
+
+
 class Input(Options):
     """One tensor that the model takes: its name in `forward`, sizes, type and example values."""
 
@@ -86,8 +97,69 @@ class DataFactory(Options):
     args: Args
 
 
+class Images(Options):
+    """Image files in folders, one folder for each class."""
+
+    folder: str = Field(description="The folder; its sub-folders are the classes, by name.")
+    size: Annotated[tuple[int, int], BeforeValidator(_sides), Field(strict=False)] = Field(
+        description="Height and width of what the model gets, or one number for both."
+    )
+    fit: Literal["crop", "stretch"] = Field(
+        default="crop",
+        description="Scale the shorter side and cut the middle out, or scale each side.",
+    )
+    mean: tuple[float, ...] = Field(
+        default=(0.0, 0.0, 0.0),
+        strict=False,
+        description="Taken from each channel of values from 0 to 1; one number for grey images.",
+    )
+    std: tuple[float, ...] = Field(
+        default=(1.0, 1.0, 1.0), strict=False, description="What each channel is divided by."
+    )
+
+    @model_validator(mode="after")
+    def _channels(self) -> Images:
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise ValueError("`mean` and `std` have one number each (grey) or three (colours)")
+        if min(self.std) <= 0:
+            raise ValueError("`std` is above 0")
+        return self
+
+
+class Text(Options):
+    """Rows of JSONL or Parquet files as tokens."""
+
+    files: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(strict=False)] = Field(
+        min_length=1, description="`.jsonl` or `.parquet` files."
+    )
+    tokenizer: str = Field(description="A folder with `tokenizer.json`.")
+    column: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(strict=False)] = Field(
+        default=("text",),
+        min_length=1,
+        max_length=2,
+        description="The column with the text, or two for pairs of texts.",
+    )
+    labels: str | None = Field(
+        default=None, description="The column with classes: numbers, or texts in their order."
+    )
+    length: int = Field(default=128, ge=2, description="Tokens of a row; longer texts are cut.")
+    pack: bool = Field(
+        default=False,
+        description="Join all texts, the end token between them, and cut blocks of `length`.",
+    )
+    pad: Literal["batch", "length"] = Field(
+        default="batch", description="Pad to the longest row of a batch, or to `length`."
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Text:
+        if self.pack and self.labels is not None:
+            raise ValueError("packed blocks have no `labels`: they hold parts of several texts")
+        return self
+
+
 class Split(Options):
-    """One split: from a factory, from a file of tensors, or random."""
+    """One split: from a factory, from files, or random."""
 
     factory: Factory | None = None
     args: Args
@@ -95,15 +167,17 @@ class Split(Options):
         default=None, description="A `.npz` or `.safetensors` file with one array per input."
     )
     target: str | None = Field(default=None, description="The array that holds the targets.")
+    images: Images | None = Field(default=None, description="Image files in folders.")
+    text: Text | None = Field(default=None, description="Rows of text files, as tokens.")
     random: int | None = Field(default=None, ge=1, description="How many random samples.")
     batch: int = Field(default=32, ge=1, description="Samples per batch.")
     limit: int | None = Field(default=None, ge=1, description="Use the first samples only.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Split:
-        given = [n for n in ("factory", "tensors", "random") if getattr(self, n) is not None]
+        given = [name for name in SOURCES if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError("needs exactly one of `factory`, `tensors`, `random`")
+            raise ValueError(f"needs exactly one of {', '.join(f'`{name}`' for name in SOURCES)}")
         if self.target is not None and self.tensors is None:
             raise ValueError("`target` goes with `tensors`")
         if self.args and self.factory is None:

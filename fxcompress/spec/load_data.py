@@ -6,14 +6,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fxcompress.errors import DataError
+from fxcompress.spec._data_blocks import Text
 from fxcompress.spec._python import call_factory, load_factory
 from fxcompress.spec.load_inputs import example_dims, input_specs
 from fxcompress.spec.models import DataFactory
 from fxcompress.spec.models import Split as SplitBlock
 from fxcompress.train.data import Data, Split, from_factory, one_split
+from fxcompress.train.images import from_images
 from fxcompress.train.inputs import InputSpec
 from fxcompress.train.metrics import BUILT_IN, Metric
 from fxcompress.train.sources import from_tensors, random_split, read_tensors
+from fxcompress.train.text import from_text
 
 if TYPE_CHECKING:
     from fxcompress.spec.spec import Spec
@@ -69,6 +72,20 @@ def _split(
             batch=block.batch,
             limit=block.limit,
         )
+    if block.images is not None:
+        return from_images(
+            name,
+            spec.path(block.images.folder),
+            size=block.images.size,
+            fit=block.images.fit,
+            mean=block.images.mean,
+            std=block.images.std,
+            inputs=inputs,
+            batch=block.batch,
+            limit=block.limit,
+        )
+    if block.text is not None:
+        return _text(spec, name, block, block.text, inputs)
     described = inputs or input_specs(spec)
     return random_split(
         name,
@@ -77,6 +94,24 @@ def _split(
         dims=example_dims(spec, described),
         batch=block.batch,
         seed=seed,
+        limit=block.limit,
+    )
+
+
+def _text(
+    spec: Spec, name: str, block: SplitBlock, text: Text, inputs: tuple[InputSpec, ...]
+) -> Split:
+    return from_text(
+        name,
+        [spec.path(each) for each in text.files],
+        tokenizer=spec.path(text.tokenizer),
+        column=text.column[0] if len(text.column) == 1 else text.column,
+        labels=text.labels,
+        length=text.length,
+        pack=text.pack,
+        pad_to=text.length if text.pad == "length" else None,
+        inputs=inputs,
+        batch=block.batch,
         limit=block.limit,
     )
 

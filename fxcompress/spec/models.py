@@ -12,9 +12,11 @@ from fxcompress.spec._data_blocks import (
     DataFactory,
     DimRange,
     Identifier,
+    Images,
     Input,
     Metric,
     Split,
+    Text,
     metric_text,
 )
 from fxcompress.spec._emit_blocks import (
@@ -52,12 +54,14 @@ __all__ = [
     "EmitPt2",
     "FactoryModel",
     "HfModel",
+    "Images",
     "Input",
     "Metric",
     "Model",
     "ProgramModel",
     "Pt2Model",
     "Split",
+    "Text",
     "TimmModel",
     "TorchvisionModel",
 ]

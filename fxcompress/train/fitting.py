@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fxcompress.errors import UsageError
+from fxcompress.errors import DataError, UsageError
 from fxcompress.ir import hash_tensor
 from fxcompress.train._feed import Feed
 from fxcompress.train._groups import trained
@@ -23,6 +23,7 @@ from fxcompress.train._loop import FitResult, Loop, tensors_of
 from fxcompress.train._modes import trainable, training
 from fxcompress.train._objective import make_objective
 from fxcompress.train._optimizers import Group
+from fxcompress.train._rows import Rows
 from fxcompress.train._sharding import fill, shard, sharding, whole
 from fxcompress.train._snapshots import Snapshots
 from fxcompress.train._world import World
@@ -87,6 +88,7 @@ def fit(
     chosen = {name: parameter for _, found in groups for name, parameter in found.items()}
     world.check_same({"seed": str(seed), **_options(config), "trained": " ".join(chosen)})
     split = data if isinstance(data, Split) else one_split(config.split, data, "the data")
+    _check_filled(split)
     objective = make_objective(
         module, config, hooks, seed, teacher=teacher, functions=functions, joining=joining
     )
@@ -141,6 +143,24 @@ def _among_processes(
                 hint="start it without --use_fsdp: every process then has the whole model",
             )
     return shard(module, device), world
+
+
+def _check_filled(split: Split) -> None:
+    """Refuse a built-in split that does not fill one batch.
+
+    Raises:
+        DataError: It does not.
+    """
+    source = split.source
+    if not isinstance(source, Rows):
+        return
+    samples = min(source.samples, split.limit or source.samples)
+    if samples < source.batch:
+        raise DataError(
+            f"split {split.name} holds {samples} samples, fewer than one batch of {source.batch}",
+            hint=f"write `batch: {samples}`, or give the split more samples",
+            where=split.name,
+        )
 
 
 @contextmanager

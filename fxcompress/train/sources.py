@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.errors import DataError
+from fxcompress.train._rows import Rows
 from fxcompress.train.data import Split
 from fxcompress.train.inputs import InputSpec, example
 
@@ -45,23 +46,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Slices(Sequence[Any]):
+class _Slices(Rows):
     """Batches cut from whole tensors, as keyword arguments."""
 
     tensors: Mapping[str, Tensor]
     target: Tensor | None
     batch: int
 
-    def __len__(self) -> int:
-        count = len(next(iter(self.tensors.values())))
-        return -(-count // self.batch)
+    @property
+    def samples(self) -> int:  # type: ignore[override]
+        """How many rows the tensors have."""
+        return len(next(iter(self.tensors.values())))
 
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        rows = slice(index * self.batch, (index + 1) * self.batch)
-        batch = {name: tensor[rows] for name, tensor in self.tensors.items()}
-        return batch if self.target is None else (batch, self.target[rows])
+    def rows(self, start: int, end: int) -> Any:
+        """Return these rows of all tensors."""
+        batch = {name: tensor[start:end] for name, tensor in self.tensors.items()}
+        return batch if self.target is None else (batch, self.target[start:end])
 
 
 def from_tensors(

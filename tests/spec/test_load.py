@@ -1,5 +1,6 @@
 """Models, inputs and data that a spec names: what is built, and every way it is refused."""
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -354,6 +355,53 @@ def test_data_and_metric(spec: Parse, folder: Path) -> None:
     built_in = load_metric(spec(data="data.py:splits", metric={"use": "top5", "split": "train"}))
     assert built_in is not None
     assert (built_in.name, built_in.split) == ("top5", "train")
+
+
+def test_splits_of_image_folders_and_text_files(spec: Parse, folder: Path) -> None:
+    from PIL import Image
+    from tokenizers import Tokenizer, models
+
+    for name in ("cat", "dog"):
+        (folder / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (6, 4), (255, 0, 0)).save(folder / "photos" / name / "a.png")
+    images = {"folder": "photos", "size": 4, "mean": [0.5], "std": [0.5]}
+    grey = [{"name": "x", "shape": ["batch", 1, 4, 4]}]
+    made = spec(inputs=grey, data={"eval": {"images": images, "batch": 2}})
+    ((batch, target),) = list(load_data(made)["eval"])
+    assert batch[0].shape == (2, 1, 4, 4)
+    assert target.tolist() == [0, 1]
+    Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?")).save(
+        str(folder / "tokenizer.json")
+    )
+    (folder / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    text = {"files": "rows.jsonl", "tokenizer": ".", "length": 2, "pad": "length"}
+    tokens = [{"name": "input_ids", "shape": ["batch", "seq"], "dtype": "int64"}]
+    made = spec(inputs=tokens, data={"eval": {"text": text}})
+    ((batch, target),) = list(load_data(made)["eval"])
+    assert batch["input_ids"].tolist() == [[0, 0], [1, 0]]
+    assert target.tolist() == [[0, -100], [1, -100]]
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"images": {"folder": "none", "size": 4}}, "there is no file none"),
+        ({"images": {"folder": ".", "size": 4, "mean": [0.5]}}, "`mean` and `std` have one"),
+        ({"images": {"folder": ".", "size": 4}, "random": 3}, "needs exactly one of `factory`"),
+        ({"text": {"files": ["a.jsonl"], "tokenizer": "."}}, r"there is no file a\.jsonl"),
+        (
+            {"text": {"files": "data.py", "tokenizer": ".", "pack": True, "labels": "l"}},
+            "packed blocks have no `labels`",
+        ),
+    ],
+)
+def test_splits_of_files_that_cannot_be(
+    spec: Parse, folder: Path, passes: Catalog, block: Any, message: str
+) -> None:
+    whole = {"fxcompress": 1, "model": "model.py:net", "inputs": X, "data": {"eval": block}}
+    (folder / "spec.json").write_text(json.dumps(whole))
+    with pytest.raises(FxCompressError, match=message):
+        Spec.load(folder / "spec.json", passes=passes)
 
 
 @pytest.mark.parametrize(
