@@ -15,6 +15,7 @@ from fxcompress.rewrite.edits import (
     RemoveTensor,
     SetModule,
     SetTensor,
+    SetTrainable,
 )
 
 __all__ = ["changes"]
@@ -77,6 +78,9 @@ def _part(edit: Edit) -> tuple[str, str]:
         else:
             text = f"{leaf} {edit.before} → {edit.after}"
         return owner or edit.name, text
+    if isinstance(edit, SetTrainable):
+        # A line for every parameter of a model would hide the rest: a decision says how many.
+        return edit.name, ""
     if isinstance(edit, SetModule):
         return edit.path, _arguments(edit.before, edit.after)
     if isinstance(edit, ChangeNode):
