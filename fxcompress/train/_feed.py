@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,10 +38,17 @@ class Feed:
         split: `(batch, target)` pairs, re-iterable.
         shuffle: `batches`, `samples` or `none`.
         seed: Decides on every order.
+        change: What happens to each batch, such as augmentation.
     """
 
-    def __init__(self, split: Split, shuffle: str, seed: int) -> None:
-        self.split, self.shuffle, self.seed = split, shuffle, seed
+    def __init__(
+        self,
+        split: Split,
+        shuffle: str,
+        seed: int,
+        change: Callable[[Any, Any], Labelled] | None = None,
+    ) -> None:
+        self.split, self.shuffle, self.seed, self.change = split, shuffle, seed, change
         self._state = torch.get_rng_state()
 
     def count(self) -> int:
@@ -58,7 +65,7 @@ class Feed:
             DataError: The split fails, or holds fewer than `skip` batches.
         """
         order = torch.Generator().manual_seed(seed_of(self.seed, "order", number))
-        batches = self._drawn(self._ordered(order), number)
+        batches = self._drawn(self._ordered(order), number, self.change)
         for index in range(skip):
             if next(batches, None) is None:
                 raise DataError(
@@ -78,13 +85,20 @@ class Feed:
             batches = _stirred(iter(self.split), order)
         return batches if self.shuffle == "batches" else _mixed(batches, order, self.split.name)
 
-    def _drawn(self, batches: Iterator[Labelled], number: int) -> Iterator[Labelled]:
+    def _drawn(
+        self,
+        batches: Iterator[Labelled],
+        number: int,
+        change: Callable[[Any, Any], Labelled] | None = None,
+    ) -> Iterator[Labelled]:
         """Yield batches, each made with the data's own state of torch's generator."""
         torch_state = torch.Generator().manual_seed(seed_of(self.seed, "data", number))
         self._state = torch_state.get_state()
         while True:
             with self._reading():
                 item = next(batches, None)
+                if item is not None and change is not None:
+                    item = change(*item)
             if item is None:
                 return
             yield item

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from fxcompress.train.augment_config import Augment
 from fxcompress.train.loss_config import (
     Custom,
     HardLabels,
@@ -20,6 +21,7 @@ from fxcompress.train.loss_config import (
 )
 
 __all__ = [
+    "Augment",
     "Average",
     "Custom",
     "FitConfig",
@@ -133,6 +135,9 @@ class FitConfig(Part):
         default="batches",
         description="Take the batches in another order each epoch, cut new batches of shuffled "
         "samples, or keep the split's order.",
+    )
+    augment: Augment | None = Field(
+        default=None, description="How the images of each batch are varied."
     )
     losses: tuple[LossConfig, ...] = Field(
         default=(),

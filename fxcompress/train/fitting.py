@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fxcompress.errors import DataError, UsageError
 from fxcompress.ir import hash_tensor
+from fxcompress.train._augment import Augmentation
 from fxcompress.train._feed import Feed
 from fxcompress.train._groups import trained
 from fxcompress.train._loop import FitResult, Loop, tensors_of
@@ -89,6 +90,7 @@ def fit(
     world.check_same({"seed": str(seed), **_options(config), "trained": " ".join(chosen)})
     split = data if isinstance(data, Split) else one_split(config.split, data, "the data")
     _check_filled(split)
+    change = None if config.augment is None else Augmentation(config.augment)
     objective = make_objective(
         module, config, hooks, seed, teacher=teacher, functions=functions, joining=joining
     )
@@ -99,7 +101,7 @@ def fit(
         module=module,
         plain=plain,
         config=config,
-        feed=Feed(split, config.shuffle, seed),
+        feed=Feed(split, config.shuffle, seed, change),
         objective=objective,
         groups=tuple(members),
         world=world,
