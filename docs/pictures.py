@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/axes.md from two small models, pruned: `make docs`."""
+"""Draw the pictures of docs/axes.md and docs/distillation.md from small models: `make docs`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxcompress as fxc
-from fxcompress.report.render import render_rails
+from fxcompress.pipeline.figures import Ladder
+from fxcompress.report.render import render_ladder, render_rails
 
 IMAGES = Path(__file__).with_name("images")
 
@@ -51,8 +52,40 @@ class Attention(nn.Module):
         return self.head(x.mean(1))
 
 
+class Stages(nn.Module):
+    """Two stages of convolutions, the second at half the size, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(self.stage(3, 32, 1), self.stage(32, 64, 2))
+        self.fc = nn.Linear(64, 10)
+
+    @staticmethod
+    def stage(before: int, after: int, stride: int) -> nn.Module:
+        conv = nn.Conv2d(before, after, 3, stride, padding=1)
+        return nn.Sequential(conv, nn.BatchNorm2d(after), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.stages(x).mean((2, 3)))
+
+
+def joint_graph() -> str:
+    """Return the picture of a pruned model that learns from what it was."""
+    program = fxc.capture(Stages().eval(), (torch.randn(2, 3, 8, 8),), name="stages")
+    taps = [{"name": "mid", "at": "stages.0"}, {"name": "end", "at": "stages.1"}]
+    losses = [{"use": "hard_labels"}, {"use": "soft_labels"}, {"use": "features"}]
+    train = {"use": "train.fit", "steps": 1, "teacher": "original", "losses": losses}
+    steps = [{"use": "prune.channels", "ratio": 0.5}, {"use": "distill.tap", "taps": taps}, train]
+    data = {"train": [((torch.randn(4, 3, 8, 8),), torch.arange(4))]}
+    result = fxc.compress(program, steps, data=data)
+    (ladder,) = result.record.passes[-1].figures
+    assert isinstance(ladder, Ladder)
+    return render_ladder(ladder)
+
+
 def pictures() -> Iterator[tuple[Path, str]]:
     """Yield each picture: where it lies, and its bytes."""
+    yield IMAGES / "joint-graph.svg", joint_graph()
     models: dict[str, tuple[nn.Module, Tensor]] = {
         "axes-residual": (Residual(), torch.randn(2, 3, 8, 8)),
         "axes-attention": (Attention(), torch.arange(14).reshape(2, 7)),
