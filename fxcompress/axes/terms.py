@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxcompress.axes._polynomial import Polynomial
+from fxcompress.axes.roles import Role
 
 __all__ = [
     "Axis", "Concat", "Frozen", "Place", "Product", "Role", "Term", "axes_of", "kept", "mask",
     "polynomial", "positions", "show", "size_of",
 ]  # fmt: skip
-
-Role: TypeAlias = Literal["out", "in", "scale", "bias", "other"]
 
 
 @dataclass(frozen=True)

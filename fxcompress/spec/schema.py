@@ -7,11 +7,11 @@ Unions are not written as `oneOf`, since a validator can then only say that noth
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from fxcompress.pipeline.catalog import Catalog, catalog
 from fxcompress.spec import models
@@ -83,15 +83,16 @@ def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
 
 def _steps(known: Catalog) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the schema of one step, and the definitions that it needs."""
-    schemas = {name: _schema_of(known[name].Options) for name in known}
-    inner = {name: options.pop("$defs") for name, options in schemas.items()}
-    shared = _shared(list(inner.values()))
-    definitions: dict[str, Any] = {}
+    models = {name: known[name].Options for name in known}
+    # All at once: what several passes share is generated, and stands, once.
+    references, schema = models_json_schema([(each, "validation") for each in models.values()])
+    inner: dict[str, Any] = schema.get("$defs", {})
+    own = {name: _name_in(references[each, "validation"]["$ref"]) for name, each in models.items()}
+    nested = set(inner) - set(own.values()) | _named(list(inner.values()))
+    definitions = {f"passes.{each}": _placed(inner[each]) for each in inner if each in nested}
     branches = []
-    for name, options in schemas.items():
-        for own, definition in inner[name].items():
-            definitions[_place(own, name, shared)] = _placed(definition, name, shared)
-        options = _placed(options, name, shared)
+    for name in known:
+        options = _placed(inner[own[name]])
         options["properties"] = {**dict.fromkeys(_STEP, True), **options.get("properties", {})}
         options.pop("title", None)
         # In a spec that extends another, a step may give only what it changes.
@@ -113,28 +114,11 @@ def _is(key: str, value: str) -> dict[str, Any]:
     return {"type": "object", "required": [key], "properties": {key: {"const": value}}}
 
 
-def _shared(definitions: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    """Return the names that mean the same in all passes' options, and stand in more than one."""
-    found = {
-        name
-        for name, count in Counter(name for each in definitions for name in each).items()
-        if count > 1 and _alike([each[name] for each in definitions if name in each])
-    }
-    while True:
-        # What refers to something that differs between passes differs too.
-        apart = {
-            name
-            for each in definitions
-            for name in found & set(each)
-            if not _named(each[name]) <= found
-        }
-        if not apart:
-            return frozenset(found)
-        found -= apart
-
-
-def _alike(values: Sequence[Any]) -> bool:
-    return all(value == values[0] for value in values)
+def _name_in(value: Any) -> str:
+    """Return the name of the definition that a text refers to; empty where it is no reference."""
+    prefix = "#/$defs/"
+    found = isinstance(value, str) and value.startswith(prefix)
+    return value[len(prefix) :] if found else ""
 
 
 def _named(value: Any) -> set[str]:
@@ -142,23 +126,17 @@ def _named(value: Any) -> set[str]:
     if isinstance(value, dict | list):
         parts = value.values() if isinstance(value, dict) else value
         return {name for part in parts for name in _named(part)}
-    prefix = "#/$defs/"
-    return {value[len(prefix) :]} if isinstance(value, str) and value.startswith(prefix) else set()
+    return {_name_in(value)} - {""}
 
 
-def _place(inner: str, name: str, shared: Collection[str]) -> str:
-    return f"passes.{inner}" if inner in shared else f"{name}.{inner}"
-
-
-def _placed(value: Any, name: str, shared: Collection[str]) -> Any:
-    """Rewrite references so that names which differ between two passes' options do not meet."""
+def _placed(value: Any) -> Any:
+    """Rewrite references to where the definitions of passes stand."""
     if isinstance(value, dict):
-        return {key: _placed(item, name, shared) for key, item in value.items()}
+        return {key: _placed(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_placed(item, name, shared) for item in value]
-    for inner in _named(value):
-        return f"#/definitions/{_place(inner, name, shared)}"
-    return value
+        return [_placed(item) for item in value]
+    name = _name_in(value)
+    return f"#/definitions/passes.{name}" if name else value
 
 
 def _by_key(schema: Mapping[str, Any], kinds: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
@@ -225,6 +203,8 @@ def _finish(value: Any) -> Any:
         return value.replace("#/$defs/", "#/definitions/") if isinstance(value, str) else value
     if "discriminator" in value and "oneOf" in value:
         value = _tagged(value)
+    if "oneOf" in value:
+        value = {"anyOf" if key == "oneOf" else key: item for key, item in value.items()}
     if value.get("type") in ("integer", "number", "boolean") and "const" not in value:
         value = {**value, "type": [value["type"], "string"], "pattern": _VARIABLE}
     return {

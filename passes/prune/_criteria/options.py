@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fxcompress.axes.terms import Role
+from fxcompress.axes.roles import Role
 from fxcompress.pipeline.base import Options
 from fxcompress.spec._factories import Factory
 
