@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from fxcompress import compress
+from fxcompress.api import prepare
 from fxcompress.analysis import cost
 from fxcompress.errors import PassError, SelectorError
 from fxcompress.ir import Program, capture
 from fxcompress.pipeline.context import Context
+from fxcompress.pipeline.plan_text import render_plan
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite import find_adapters
 from passes.factorize.lora import Lora
@@ -95,6 +97,15 @@ def test_adapters_follow_axes(model, kind):
         assert up.shape[1] == adapter.rank
     merged = apply(LoraMerge, after).program
     torch.testing.assert_close(merged(*batch), after(*batch), rtol=1e-3, atol=1e-4)
+
+
+def test_a_plan_shows_adapters_and_hides_what_is_frozen():
+    text = str(render_plan(prepare([{"use": "factorize.lora", "rank": 2}], resnet()[0]).plan()))
+    assert "+ layer1.0.conv1_lora.A" in str(
+        render_plan(prepare([{"use": "factorize.lora"}], resnet()[0]).plan(), verbose=True)
+    )
+    assert "11 adapters; 1,946 parameters train (14.86 % of 13,092), 11,146 are frozen" in text
+    assert "bn1.weight" not in text
 
 
 def test_costs_count_the_adapters():
