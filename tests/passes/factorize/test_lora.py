@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fxcompress import compress
-from fxcompress.api import prepare
 from fxcompress.analysis import cost
+from fxcompress.api import prepare
 from fxcompress.errors import PassError, SelectorError
 from fxcompress.ir import Program, capture
 from fxcompress.pipeline.context import Context
