@@ -90,7 +90,7 @@ def _similarities(
     rows: tuple[list[list[Tensor]], ...] = ([], [])
     for batch in context.samples("calibration", layers.calibration):
         values = [reader.values(batch) for reader in readers]
-        whole = values[0][0].shape[:-1] == values[1][0].shape[:-1]
+        whole = len({value.shape[:-1] for found in values for value in found}) == 1
         for kept, found in zip(rows, values, strict=True):
             kept.append([_rows(value, batch, whole=whole) for value in found])
     ours, theirs = (

@@ -259,6 +259,17 @@ def test_similarity_finds_layers_that_were_taken_out():
     assert figure.columns == mapping.teacher
 
 
+def test_similarity_of_layers_of_other_sizes_is_that_of_means():
+    student, teacher = (
+        capture(seeded(lambda: ResNet(width), 0), (torch.randn(2, 3, 16, 16),)) for width in (4, 8)
+    )
+    options = {"layers": {"at": "layer?", "map": "similarity", "calibration": 8}}
+    context = Context(data={"calibration": image_batches(2)}, original=teacher)
+    (mapping,) = apply(Tap, student, options, context).decision.mappings
+    assert mapping.chosen == (0, 1)
+    assert all(0 < value < 1 for row in mapping.similarity for value in row)
+
+
 def test_a_plan_names_what_similarity_will_decide():
     decision = layers(of_depth(2), of_depth(4), planning=True, map="similarity")
     assert "known after measuring" in decision.pending[0]
