@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fxcompress import Program, compress
+from fxcompress._torchvision import declare_operators
 from fxcompress.errors import ModelError, SelectorError, UsageError
 from fxcompress.ir import capture
 from fxcompress.pipeline.context import Context
@@ -99,6 +100,37 @@ def test_outputs_and_gradients_are_those_of_the_model_built_by_hand(case, seed):
     for name, grad in wanted.items():
         torch.testing.assert_close(got[name], grad, rtol=1e-4, atol=1e-5)
     student.module.zero_grad()
+
+
+def test_layers_of_a_causal_model_are_kept_and_shared():
+    declare_operators()
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=24, vocab_size=50, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = seeded(lambda: LlamaForCausalLM(config))
+    ids = token_batches(1)[0][0]
+    given = {"input_ids": ids, "use_cache": False, "return_dict": False}
+    whole = capture(model, (), given, dynamic={"input_ids": {0: "batch", 1: "seq"}})
+    student = apply(Student, whole, {"layers": [0, 1, 3], "share": [[0, 2]]}).program
+    first, second, _, _ = model.model.layers
+    model.model.layers = nn.ModuleList([first, second, first])
+    model.config.num_hidden_layers = 3
+    mine, its = student(**given)[0], model(**given)[0]
+    torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6)
+    # The two share their tensors, so each is asked for its gradients alone.
+    wanted = dict(model.named_parameters())
+    got = dict(student.module.named_parameters())
+    assert got.keys() == wanted.keys()
+    grads = [
+        torch.autograd.grad(out.square().sum(), list(named.values()))
+        for out, named in ((mine, got), (its, wanted))
+    ]
+    its_grads = dict(zip(wanted, grads[1], strict=True))
+    for name, grad in zip(got, grads[0], strict=True):
+        torch.testing.assert_close(grad, its_grads[name], rtol=1e-4, atol=1e-5)
 
 
 def test_the_plan_shows_the_map_and_the_parameters():

@@ -13,20 +13,33 @@ from tests.passes.models import ResNet, Transformer, image_batches, token_batche
 from tests.passes.support import apply, seeded
 
 
+class Product(nn.Module):
+    """A layer that is a function on its parameters, its weight `[in, out]`, as GPT-2 has them."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) * inputs**-0.5)
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        whole = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+        return whole.view(*x.size()[:-1], -1)
+
+
 class Mixed(nn.Module):
     """An embedding with padding, a layer that is called twice, convolutions of all settings."""
 
     def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(11, 8, padding_idx=0)
-        self.twice = nn.Linear(8, 8)
+        self.twice, self.product = nn.Linear(8, 8), Product(8, 8)
         self.conv = nn.Conv1d(8, 6, 3, stride=2, padding=2, dilation=2, padding_mode="circular")
         self.depthwise = nn.Conv1d(6, 6, 3, groups=6)
         self.blocks = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3, bias=False))
 
     def forward(self, ids):
         x = torch.tanh(self.twice(torch.tanh(self.twice(self.embed(ids)))))
-        x = torch.relu(self.conv(x.transpose(1, 2)))
+        x = torch.relu(self.conv(torch.tanh(self.product(x)).transpose(1, 2)))
         return self.blocks(self.depthwise(x).mean(2))
 
 
