@@ -24,7 +24,8 @@ BLOCKS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
     ("dims", "Ranges of the dynamic dims that `inputs` names, by name.", (models.DimRange,)),
     ("data", "One factory for all splits, or a mapping from split names to sources.",
      (models.DataFactory, models.Split, models.Images, models.Text)),
-    ("metric", "What the model is judged by; a text names a built-in one.", (models.Metric,)),
+    ("metric", "What the model is judged by; a text names a built-in one.",
+     (models.Metric, models.TorchMetric)),
     ("capture", "How the model is recorded.", (models.Capture,)),
     ("constraints", "What the result must reach. Percentages are of the original's figure; the run "
      "exits 4 if one is not met.", (constraints.Constraints, constraints.MetricLimit)),

@@ -5,12 +5,22 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    model_validator,
+)
 
 from fxcompress.pipeline.base import Options
 from fxcompress.spec._factories import Args, Factory
 
 __all__ = [
+    "AnyMetric",
     "Data",
     "DataFactory",
     "DimRange",
@@ -202,7 +212,9 @@ Data: TypeAlias = Annotated[
     BeforeValidator(_data_text),
 ]
 
-MetricName: TypeAlias = Literal["accuracy", "top5", "perplexity", "cosine"]
+MetricName: TypeAlias = Literal[
+    "accuracy", "top5", "perplexity", "exact_match", "exact_continuation", "cosine"
+]
 
 
 class Metric(Options):
@@ -230,6 +242,40 @@ class Metric(Options):
         if self.use is not None:
             return self.use != "perplexity"
         return self.higher_is_better is not False
+
+
+class TorchMetric(Options):
+    """A metric of torchmetrics; every other key is an option of its constructor."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    __pydantic_extra__: dict[str, JsonValue]
+
+    use: str = Field(
+        pattern=r"^torchmetrics(\.[A-Za-z_]\w*)+$",
+        description="Its class.",
+        examples=["torchmetrics.F1Score"],
+    )
+    split: str = Field(default="eval", description="The split that it is measured on.")
+    higher_is_better: bool | None = Field(
+        default=None, description="By default what torchmetrics says."
+    )
+
+    @property
+    def options(self) -> dict[str, JsonValue]:
+        """The arguments of its constructor."""
+        return dict(self.__pydantic_extra__)
+
+
+def metric_kind(raw: Any) -> str:
+    """Return whether a metric block names one of torchmetrics."""
+    use = raw.get("use") if isinstance(raw, dict) else getattr(raw, "use", None)
+    return "torchmetrics" if isinstance(use, str) and use.startswith("torchmetrics") else "own"
+
+
+AnyMetric: TypeAlias = Annotated[
+    Annotated[Metric, Tag("own")] | Annotated[TorchMetric, Tag("torchmetrics")],
+    Discriminator(metric_kind),
+]
 
 
 def metric_text(raw: Any) -> Any:

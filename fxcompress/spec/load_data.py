@@ -9,7 +9,7 @@ from fxcompress.errors import DataError
 from fxcompress.spec._data_blocks import Text
 from fxcompress.spec._python import call_factory, load_factory
 from fxcompress.spec.load_inputs import example_dims, input_specs
-from fxcompress.spec.models import DataFactory
+from fxcompress.spec.models import DataFactory, TorchMetric
 from fxcompress.spec.models import Split as SplitBlock
 from fxcompress.train.data import Data, Split, from_factory, one_split
 from fxcompress.train.images import from_images
@@ -121,10 +121,21 @@ def load_metric(spec: Spec) -> Metric | None:
 
     Raises:
         DataError: The factory cannot be imported.
+        UsageError: torchmetrics has no such metric, or it refuses an option.
+        MissingExtraError: The metric is one of torchmetrics, which is not installed.
     """
     block = spec.metric
     if block is None:
         return None
+    if isinstance(block, TorchMetric):
+        from fxcompress.train._torchmetrics import from_torchmetrics
+
+        return from_torchmetrics(
+            block.use,
+            block.options,
+            split=block.split,
+            higher_is_better=block.higher_is_better,
+        )
     if block.use is not None:
         return replace(BUILT_IN[block.use], split=block.split)
     source = str(block.factory)

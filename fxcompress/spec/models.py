@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from fxcompress.pipeline.base import Options
 from fxcompress.spec._data_blocks import (
+    AnyMetric,
     Data,
     DataFactory,
     DimRange,
@@ -17,6 +18,7 @@ from fxcompress.spec._data_blocks import (
     Metric,
     Split,
     Text,
+    TorchMetric,
     metric_text,
 )
 from fxcompress.spec._emit_blocks import (
@@ -63,6 +65,7 @@ __all__ = [
     "Split",
     "Text",
     "TimmModel",
+    "TorchMetric",
     "TorchvisionModel",
 ]
 
@@ -91,7 +94,7 @@ class Blocks(Options):
         default_factory=dict, description="Ranges of the dims that `inputs` names."
     )
     data: Data | None = None
-    metric: Annotated[Metric, BeforeValidator(metric_text)] | None = None
+    metric: Annotated[AnyMetric, BeforeValidator(metric_text)] | None = None
     capture: Capture = Capture()
     constraints: Constraints = Constraints()
     emit: tuple[Emit, ...] = ()

@@ -41,7 +41,7 @@ def json_schema(passes: Catalog | None = None) -> dict[str, Any]:
     properties = schema["properties"]
     properties["model"] = _by_key(properties["model"], models.MODEL_KINDS)
     properties["data"] = _data(properties["data"])
-    properties["metric"] = _or_text(properties["metric"], "Metric")
+    properties["metric"] = _metric(properties["metric"])
     properties["emit"]["items"] = _or_object(properties["emit"]["items"])
     properties["passes"] = {
         "type": "array",
@@ -177,13 +177,15 @@ def _data(schema: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _or_text(schema: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return an optional object that may also be written as text."""
+def _metric(schema: Mapping[str, Any]) -> dict[str, Any]:
+    theirs = {"use": {"type": "string", "pattern": "^torchmetrics"}}
     return {
-        "description": "A built-in metric or `file.py:function`, as text or as a mapping.",
+        "description": "A built-in metric, one of torchmetrics, or `file.py:function`: as text or "
+        "as a mapping.",
         "type": ["object", "string", "null"],
-        "if": {"type": "object"},
-        "then": {"$ref": f"#/$defs/{name}"},
+        "if": {"type": "object", "required": ["use"], "properties": theirs},
+        "then": {"$ref": "#/$defs/TorchMetric"},
+        "else": {"if": {"type": "object"}, "then": {"$ref": "#/$defs/Metric"}},
         "default": schema.get("default"),
     }
 

@@ -21,6 +21,9 @@ __all__ = [
     "call",
     "cosine",
     "evaluating",
+    "exact_continuation",
+    "exact_match",
+    "labels_of",
     "main_output",
     "next_tokens",
     "perplexity",
@@ -141,7 +144,7 @@ def top5(model: Model, batches: Batches) -> float:
 def _top(model: Model, batches: Batches, k: int) -> float:
     right = count = 0
     for batch, target in batches:
-        logits, target = main_output(call(model, batch)), _labels(target)
+        logits, target = main_output(call(model, batch)), labels_of(target)
         if logits.dim() < 2 or logits.shape[:1] + logits.shape[2:] != target.shape:
             raise DataError(
                 f"logits {tuple(logits.shape)} and targets {tuple(target.shape)} do not agree",
@@ -193,7 +196,7 @@ def next_tokens(batch: Any, target: Any, logits: Tensor) -> tuple[Tensor, Tensor
     tokens = named.get("input_ids") if target is None else target
     if tokens is None and isinstance(batch, tuple):
         tokens = batch[0]
-    tokens = _labels(tokens)
+    tokens = labels_of(tokens)
     if logits.shape[:-1] != tokens.shape:
         raise DataError(
             f"logits {tuple(logits.shape)} and tokens {tuple(tokens.shape)} do not agree",
@@ -217,7 +220,57 @@ def cosine(model: Model, batches: Batches, *, original: Model | None) -> float:
     return total / _counted(count)
 
 
-def _labels(target: Any) -> Tensor:
+def exact_match(model: Model, batches: Batches) -> float:
+    """Return the share of samples whose every target is the class of the largest logit.
+
+    Logits are `[batch, classes, ...]` or `[batch, ..., classes]`, targets `[batch, ...]`. Targets
+    of -100 are left out, and so are samples without any other.
+    """
+    right = count = 0
+    for batch, target in batches:
+        logits, target = main_output(call(model, batch)), labels_of(target)
+        last = logits.shape[:-1] == target.shape
+        if not last and logits.shape[:1] + logits.shape[2:] != target.shape:
+            raise DataError(
+                f"logits {tuple(logits.shape)} and targets {tuple(target.shape)} do not agree",
+                reason="targets have the shape of the logits without the classes",
+            )
+        hits, samples = _whole(logits.argmax(-1 if last else 1), target)
+        right, count = right + hits, count + samples
+    return right / _counted(count)
+
+
+def exact_continuation(model: Model, batches: Batches) -> float:
+    """Return the share of samples of which every next token is the most likely one.
+
+    That is the share that greedy decoding writes word for word, after the tokens that are left
+    out: targets of -100 (the prompt, say) and padding. Tokens are found as `perplexity` does.
+    """
+    right = count = 0
+    for batch, target in batches:
+        logits = main_output(call(model, batch))
+        scores, following = next_tokens(batch, target, logits)
+        shape = (logits.shape[0], -1)
+        hits, samples = _whole(scores.argmax(-1).view(shape), following.view(shape))
+        right, count = right + hits, count + samples
+    return right / _counted(count)
+
+
+def _whole(predicted: Tensor, target: Tensor) -> tuple[int, int]:
+    """Return how many samples are right as a whole, and how many have a target that counts."""
+    target = target.to(predicted.device).flatten(1) if target.dim() > 1 else target.unsqueeze(1)
+    kept = target != IGNORED
+    hit = ((predicted.reshape(target.shape) == target) | ~kept).all(1)
+    some = kept.any(1)
+    return int((hit & some).sum()), int(some.sum())
+
+
+def labels_of(target: Any) -> Tensor:
+    """Return the labels of a target, which may hold more under other names.
+
+    Raises:
+        DataError: There are none.
+    """
     target = target.get("labels") if isinstance(target, Mapping) else target
     if not isinstance(target, Tensor):
         raise DataError(
@@ -237,5 +290,7 @@ BUILT_IN: Final[Mapping[str, Metric]] = {
     "accuracy": Metric("accuracy", accuracy),
     "top5": Metric("top5", top5),
     "perplexity": Metric("perplexity", perplexity, higher_is_better=False),
+    "exact_match": Metric("exact_match", exact_match),
+    "exact_continuation": Metric("exact_continuation", exact_continuation),
     "cosine": Metric("cosine", cosine, needs_original=True),
 }

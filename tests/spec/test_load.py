@@ -17,6 +17,8 @@ from fxcompress.errors import (
     FxCompressError,
     ModelError,
     NumericsError,
+    SpecError,
+    UsageError,
 )
 from fxcompress.pipeline.catalog import Catalog
 from fxcompress.spec import Spec, load_data, load_metric, load_model, load_program
@@ -355,6 +357,17 @@ def test_data_and_metric(spec: Parse, folder: Path) -> None:
     built_in = load_metric(spec(data="data.py:splits", metric={"use": "top5", "split": "train"}))
     assert built_in is not None
     assert (built_in.name, built_in.split) == ("top5", "train")
+
+
+def test_a_metric_of_torchmetrics(spec: Parse) -> None:
+    block = {"use": "torchmetrics.F1Score", "task": "multiclass", "num_classes": 3, "split": "a"}
+    metric = load_metric(spec(metric=block, data={"a": {"random": 3}}))
+    assert metric is not None
+    assert (metric.name, metric.split, metric.higher_is_better) == ("F1Score", "a", True)
+    with pytest.raises(UsageError, match="has no option `tasks`"):
+        load_metric(spec(metric={**block, "tasks": 1}, data={"a": {"random": 3}}))
+    with pytest.raises(SpecError, match="unknown key"):
+        spec(metric={"use": "accuracy", "task": "multiclass"}, data={"eval": {"random": 3}})
 
 
 def test_splits_of_image_folders_and_text_files(spec: Parse, folder: Path) -> None:

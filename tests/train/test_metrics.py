@@ -135,7 +135,36 @@ def test_evaluate_refuses(
 
 def test_directions() -> None:
     upwards = {name: metric.higher_is_better for name, metric in BUILT_IN.items()}
-    assert upwards == {"accuracy": True, "top5": True, "perplexity": False, "cosine": True}
+    assert upwards == {"perplexity": False, **dict.fromkeys(set(upwards) - {"perplexity"}, True)}
+
+
+def test_exact_match_counts_whole_samples() -> None:
+    target = torch.tensor([[0, 1, -100], [2, 2, 1], [-100, -100, -100], [1, 0, 0]])
+    found = torch.tensor([[0, 1, 2], [2, 2, 0], [0, 0, 0], [1, 0, 0]])
+    scores = torch.nn.functional.one_hot(found, 3).float()
+    data = {"eval": [((scores[:2],), target[:2]), ((scores[2:],), target[2:])]}
+    assert BUILT_IN["exact_match"].evaluate(identity, data) == pytest.approx(2 / 3)
+    first = {"eval": [((scores[:, :2].movedim(-1, 1),), target[:, :2])]}
+    assert BUILT_IN["exact_match"].evaluate(identity, first) == pytest.approx(1.0)
+    single = {"eval": [((scores[:, 0],), torch.tensor([0, 2, 1, 1]))]}
+    assert BUILT_IN["exact_match"].evaluate(identity, single) == pytest.approx(3 / 4)
+    with pytest.raises(DataError, match="do not agree"):
+        BUILT_IN["exact_match"].evaluate(identity, {"eval": [((scores,), target[:, :1])]})
+
+
+def test_exact_continuation_is_what_greedy_decoding_writes() -> None:
+    """A model that says the next number; the prompt is left out, and the second answer is wrong."""
+
+    def counts(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot((input_ids + 1) % 9, 9).float()
+
+    tokens = torch.tensor([[5, 1, 2, 3, 0], [5, 1, 2, 4, 5], [1, 5, 6, 7, 8]])
+    target = tokens.clone()
+    target[:, :2] = -100
+    mask = torch.ones_like(tokens)
+    mask[0, 4] = 0
+    data = {"eval": [({"input_ids": tokens, "attention_mask": mask}, target)]}
+    assert BUILT_IN["exact_continuation"].evaluate(counts, data) == pytest.approx(2 / 3)
 
 
 def test_labels_of_a_target_that_is_a_mapping():
