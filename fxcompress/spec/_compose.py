@@ -24,6 +24,7 @@ __all__ = ["Composed", "compose", "compose_file", "merge"]
 
 _MAX_CHAIN = 32
 _MODEL_PATHS = {"weights", "program", "pt2", "hf"}
+_TEACHER_PATHS = {"spec", "run", "outputs"}
 
 _Files: TypeAlias = dict[Path, set[str]]
 """The files that were read, in order, and the variables that each mentions."""
@@ -200,4 +201,6 @@ def _is_path(value: str, key: tuple[str, ...]) -> bool:
         return ".py:" in value or (key == ("model",) and bool(colon) and kind in _MODEL_PATHS)
     if key[:-1] == ("model",):
         return key[-1] in _MODEL_PATHS and value != "meta"
+    if key[-2:-1] == ("teacher",):
+        return key[0] == "passes" and key[-1] in _TEACHER_PATHS
     return len(key) == 3 and (key[0], key[2]) == ("data", "tensors")

@@ -109,7 +109,9 @@ def fit(
         upwards=higher_is_better and evaluate is not None,
         seed=seed,
         hooks=hooks,
-        snapshots=_snapshots(snapshots, plain, config, seed, chosen, world),
+        snapshots=_snapshots(
+            snapshots, plain, config, seed, chosen, world, _teaching(teacher, joining)
+        ),
         report=progress if world.rank == 0 else None,
     )
     with _left_as_found(loop):
@@ -186,9 +188,12 @@ def _snapshots(
     seed: int,
     chosen: Mapping[str, nn.Parameter],
     world: World,
+    teacher: nn.Module | None,
 ) -> Snapshots:
     # What tells trainings apart is a hash of all weights: only for those that are kept.
     identity = {} if folder is None else _identity(module, config, seed, chosen)
+    if folder is not None and teacher is not None:
+        identity["taught by"] = _digest(teacher)
     if not world.alone:
         identity["processes"] = str(world.size)
     return Snapshots(folder, identity)
@@ -198,16 +203,26 @@ def _identity(
     module: nn.Module, config: FitConfig, seed: int, chosen: Mapping[str, nn.Parameter]
 ) -> dict[str, str]:
     """Return what tells one training from another."""
-    start = hashlib.sha256()
-    for name, tensor in tensors_of(module):
-        start.update(f"{name} {hash_tensor(tensor)}\n".encode())
     names = hashlib.sha256("\n".join(chosen).encode()).hexdigest()
     return {
         **_options(config),
         "seed": str(seed),
-        "start": start.hexdigest()[:16],
+        "start": _digest(module),
         "parameters": names[:16],
     }
+
+
+def _digest(module: nn.Module) -> str:
+    """Return a short hash of all tensors of a module."""
+    found = hashlib.sha256()
+    for name, tensor in tensors_of(module):
+        found.update(f"{name} {hash_tensor(tensor)}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def _teaching(teacher: nn.Module | None, joining: Joining | None) -> nn.Module | None:
+    joined = None if joining is None or joining.teacher is None else joining.teacher.module
+    return teacher or joined
 
 
 def _options(config: FitConfig) -> dict[str, str]:

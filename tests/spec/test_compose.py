@@ -83,6 +83,21 @@ def test_paths_of_a_base_hold_from_the_root(load: Load, folder: Path) -> None:
     assert spec.plain()["data"]["eval"]["tensors"] == "inner/e.npz"
 
 
+@pytest.mark.parametrize("kind", ["spec", "run", "outputs"])
+def test_a_teacher_of_a_base_holds_from_the_root(folder: Path, kind: str) -> None:
+    inner = folder / "inner"
+    inner.mkdir()
+    (inner / "model.py").write_text("def other(): ...\n")
+    (inner / "base.yaml").write_text(
+        'fxcompress: 1\nmodel: {factory: "model.py:other"}\ndata: {factory: "model.py:other"}\n'
+        f"passes: [{{use: train.fit, steps: 1, teacher: {{{kind}: ../large}},"
+        " losses: [{use: soft_labels}]}]\n"
+    )
+    (folder / "root.yaml").write_text("extends: inner/base.yaml\n")
+    (step,) = Spec.load(folder / "root.yaml").plain()["passes"]
+    assert step["teacher"] == {kind: "inner/../large"}
+
+
 def test_a_cycle_is_refused(load: Load, folder: Path) -> None:
     (folder / "a.yaml").write_text("extends: b.yaml\n")
     (folder / "b.yaml").write_text("extends: spec.yaml\n")

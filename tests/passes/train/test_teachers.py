@@ -249,6 +249,29 @@ def test_a_killed_training_ends_in_the_same_bits(tmp_path):
     assert whole.decision.history == again.decision.history
 
 
+def test_a_training_does_not_resume_under_another_teacher(tmp_path):
+    program = tapped(student(), ("mid", "first"), ("end", "second"))
+
+    def run(teacher, stop):
+        def progress(text, done, total):
+            if done == stop:
+                raise _Killed
+
+        context = Context(
+            data=train_data(), teacher=teacher, scratch=tmp_path, original=student(),
+            on_progress=progress,
+        )  # fmt: skip
+        options = {**FIT, "losses": LOSSES, "teacher": "given", "snapshot": 2}
+        return apply(Fit, program, options, context)
+
+    with pytest.raises(_Killed):
+        run(wider(), 3)
+    other = capture(seeded(lambda: Vision(width=6), 2), (torch.randn(2, 3, 8, 8),))
+    with pytest.raises(RunFolderError, match="of another training") as caught:
+        run(other, 9)
+    assert "taught by" in caught.value.reason
+
+
 def test_sparse_training_and_quantization_learn_features_too():
     qat = {
         "use": "quantize.qat",
