@@ -71,16 +71,22 @@ class Blocks:
     zero_point: Tensor | None
 
     @classmethod
-    def of(cls, quantizer: FakeQuantize, weight: Tensor) -> Blocks | None:
-        """Return the blocks of a matrix, or None where its groups are no multiple of any block."""
+    def of(cls, quantizer: FakeQuantize, weight: Tensor, *, whole: bool = False) -> Blocks | None:
+        """Return the blocks of a matrix, or None where its groups are no multiple of any block.
+
+        With `whole`, a row is not filled up if there are blocks that it is a multiple of.
+        """
         rows, columns = weight.shape
         group = quantizer.group or columns
         sizes = [size for size in _BLOCKS if quantizer.group is None or group % size == 0]
         if not sizes or quantizer.axis != 0 or quantizer.bits > 8:
             return None
-        # A row is filled up to whole blocks: with the least, and of these the largest.
-        size = min(sizes, key=lambda size: (-columns % size, -size))
         bits = 4 if quantizer.bits <= 4 else 8
+        if whole:
+            sizes = [size for size in sizes if columns % size == 0] or sizes
+        # A row is filled up to whole blocks, each with a scale of its own: the fewest bytes are
+        # also the fastest (1376 columns in groups of 128: 11 blocks of 128 rather than 43 of 32).
+        size = min(sizes, key=lambda size: -(-columns // size) * ((size + 1) * bits / 8 + 4))
         blocks = -(-columns // size)
         repeats = blocks if quantizer.group is None else group // size
         # The last group of a row may be shorter, and then has fewer blocks.
@@ -176,7 +182,9 @@ def lower_nbits(
         weight = _attribute(module, str(node.args[0].target)).detach()
         if weight.dim() != 2 or weight.dtype != torch.float32:
             continue
-        blocks = Blocks.of(quantizer, weight)
+        # A table is looked up in whole blocks.
+        table = embeddings and any(op_name(user) == "embedding" for user in node.users)
+        blocks = Blocks.of(quantizer, weight, whole=table)
         if blocks is None:
             continue
         for user in list(node.users):

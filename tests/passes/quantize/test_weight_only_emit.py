@@ -112,6 +112,15 @@ def test_blocks_hold_the_weight(bits, symmetric, group, columns):
     assert (blocks.zero_point is None) == symmetric
 
 
+def test_blocks_take_the_fewest_bytes():
+    fake = FakeQuantize(4, signed=False, symmetric=False, axis=0, group=128, shape=(2, 11))
+    weight = torch.randn(2, 1376, generator=torch.Generator().manual_seed(0))
+    found, whole = Blocks.of(fake, weight), Blocks.of(fake, weight, whole=True)
+    assert (found.size, found.scale.shape[1]) == (128, 11), "the last one is filled up"
+    assert (whole.size, whole.scale.shape[1]) == (32, 43), "as a table is looked up"
+    assert found.integers.numel() + 4 * 22 < whole.integers.numel() + 4 * 86
+
+
 @pytest.mark.parametrize(("bits", "group", "matmuls"), [(4, 48, LINEARS), (8, 40, 0)])
 def test_rows_that_end_in_a_shorter_group(bits, group, matmuls, tmp_path):
     options = {"bits": bits, "group": group, "embeddings": True}
