@@ -14,7 +14,27 @@ from fxcompress.train.losses._outcome import Outcome, Total
 from fxcompress.train.losses._rows import attention_mask, labels_or_none, wide
 from fxcompress.train.metrics import IGNORED
 
-__all__ = ["Shapes", "as_maps", "embeddings", "mean_over_taps", "places", "tap_names", "tapped"]
+__all__ = [
+    "Shapes",
+    "as_maps",
+    "embeddings",
+    "mean_over_taps",
+    "places",
+    "rows_counted",
+    "samples_counted",
+    "tap_names",
+    "tapped",
+]
+    "Shapes",
+    "as_maps",
+    "embeddings",
+    "mean_over_taps",
+    "places",
+    "rows_counted",
+    "samples_counted",
+    "tap_names",
+    "tapped",
+]
 
 Shapes: TypeAlias = Mapping[str, tuple[Sequence[int], Sequence[int]]]
 """Of each tap by name, the shapes of the model's tensor and of the teacher's."""
@@ -100,6 +120,18 @@ def places(outcome: Outcome, shape: Sequence[int]) -> Tensor | None:
     return found
 
 
+def rows_counted(outcome: Outcome, shape: Sequence[int]) -> Tensor | None:
+    """Return `places`, and of `[batch, heads, seq, d]` which of `[batch, heads, seq]` count.
+
+    Four dims are heads of tokens where there is an `attention_mask`, or targets, of `[batch, seq]`.
+    """
+    if len(shape) == 4:
+        tokens = places(outcome, (shape[0], shape[2], shape[3]))
+        if tokens is not None and tokens.dim() == 2:
+            return tokens[:, None].expand(-1, shape[1], -1)
+    return places(outcome, shape)
+
+
 def as_maps(tap: Tensor) -> Tensor:
     """Return `[batch, channels, places]`: tokens have their channels last, feature maps first."""
     tap = wide(tap)
@@ -113,12 +145,23 @@ def embeddings(outcome: Outcome, ours: Tensor, theirs: Tensor) -> tuple[Tensor, 
 
     Samples of which nothing counts are left out. Zeros change neither distances nor products.
     """
-    kept = places(outcome, ours.shape)
     found: list[Tensor] = []
     for tap in (wide(ours), wide(theirs)):
+        kept = rows_counted(outcome, tap.shape)
         if kept is not None:
             whole = kept.reshape(kept.shape + (1,) * (tap.dim() - kept.dim()))
             tap = torch.where(whole, tap, 0.0)
-            tap = tap[kept.flatten(1).any(1)] if kept.dim() > 1 else tap[kept]
         found.append(tap.flatten(1))
-    return found[0], found[1]
+    samples = samples_counted(outcome, ours, theirs)
+    return (found[0], found[1]) if samples is None else (found[0][samples], found[1][samples])
+
+
+def samples_counted(outcome: Outcome, *taps: Tensor) -> Tensor | None:
+    """Return the samples of which something counts in each tap, `[batch]`; None where all do."""
+    found: Tensor | None = None
+    for tap in taps:
+        kept = places(outcome, tap.shape)
+        if kept is not None:
+            own = kept.any(1) if kept.dim() > 1 else kept
+            found = own if found is None else found & own
+    return found

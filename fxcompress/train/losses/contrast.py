@@ -14,6 +14,7 @@ from fxcompress.train.losses._taps import (
     as_maps,
     mean_over_taps,
     places,
+    samples_counted,
     tap_names,
     tapped,
 )
@@ -52,9 +53,14 @@ class ContrastiveHeads(nn.Module):
                     f"the loss crd was built for a tap {name} that is not there", where=name
                 )
             ours, theirs = found[name]
-            kept = places(outcome, ours.shape)
-            s = unit(own(_pooled(ours, kept)))
-            t = unit(other(_pooled(theirs, kept)))
+            kept = samples_counted(outcome, ours, theirs)
+            s, t = (
+                unit(head(pooled if kept is None else pooled[kept]))
+                for head, pooled in (
+                    (own, _pooled(outcome, ours)),
+                    (other, _pooled(outcome, theirs)),
+                )
+            )
             scores = s @ t.T / options.temperature
             scores = scores.masked_fill(self._left_out(options, outcome, kept, scores), -1e30)
             each = scores.logsumexp(0) + scores.logsumexp(1) - 2 * scores.diagonal()
@@ -76,20 +82,14 @@ class ContrastiveHeads(nn.Module):
                 reason=f"the targets are {tuple(labels.shape)}",
                 hint="write `negatives: batch`",
             )
-        labels = labels if kept is None else labels[_samples(kept)]
+        labels = labels if kept is None else labels[kept]
         return (labels[:, None] == labels) & ~same
 
 
-def _samples(kept: Tensor) -> Tensor:
-    return kept.any(1) if kept.dim() > 1 else kept
-
-
-def _pooled(tap: Tensor, kept: Tensor | None) -> Tensor:
-    """Return `[samples, channels]`: the mean over the places that count."""
-    maps = as_maps(tap)
-    if kept is None:
+def _pooled(outcome: Outcome, tap: Tensor) -> Tensor:
+    """Return `[batch, channels]`: the mean over the places that count."""
+    maps, kept = as_maps(tap), places(outcome, tap.shape)
+    if kept is None or kept.dim() == 1:
         return maps.mean(2)
-    if kept.dim() == 1:
-        return maps[kept].mean(2)
-    means = torch.where(kept[:, None], maps, 0.0).sum(2) / kept.sum(1, keepdim=True).clamp(min=1)
-    return means[_samples(kept)]
+    counted = kept.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(kept[:, None], maps, 0.0).sum(2) / counted

@@ -12,7 +12,14 @@ from fxcompress.errors import DataError, UsageError
 from fxcompress.train import loss_config as config
 from fxcompress.train.losses._outcome import Outcome, Total
 from fxcompress.train.losses._rows import unit, wide
-from fxcompress.train.losses._taps import as_maps, mean_over_taps, places, tap_names, tapped
+from fxcompress.train.losses._taps import (
+    as_maps,
+    mean_over_taps,
+    places,
+    rows_counted,
+    tap_names,
+    tapped,
+)
 
 __all__ = ["features", "fsp"]
 
@@ -33,8 +40,11 @@ def features(options: config.Features, outcome: Outcome, progress: float) -> Tot
 
 
 def _distances(options: config.Features, outcome: Outcome, ours: Tensor, theirs: Tensor) -> Total:
-    kept = places(outcome, ours.shape)
-    first = options.channels == "first" or (options.channels is None and ours.dim() > 3)
+    kept = rows_counted(outcome, ours.shape)
+    heads = kept is not None and kept.dim() == 3
+    first = options.channels == "first" or (
+        options.channels is None and ours.dim() > 3 and not heads
+    )
     if kept is not None and (kept.dim() == 1 or not first):
         ours, theirs = ours[kept], theirs[kept]
     if first:

@@ -78,6 +78,23 @@ def test_taps_are_averaged_and_chosen():
     assert found.item() == pytest.approx((each["a"] + each["b"]).item() / 2, rel=1e-12)
 
 
+@pytest.mark.parametrize("use", ["rkd", "similarity_preserving", "cka", "crd"])
+def test_relations_of_tokens_to_a_vector(use):
+    """The teacher may have pooled what the model has not: only tokens have padding."""
+    s, t = normal(0, 5, 4, 3), normal(1, 5, 6)
+    mask = torch.tensor([[1, 1, 1, 0]] * 4 + [[1, 1, 0, 0]])
+    outcome = of_taps(s, t, batch={"attention_mask": mask})
+    junk = of_taps(torch.where(mask[..., None] == 0, 9.0, s), t, batch={"attention_mask": mask})
+    found, other = (term({"use": use}, shapes_of(each)).loss(each, 0.0) for each in (outcome, junk))
+    assert torch.equal(found, other)
+    target = torch.tensor([0, 1, -100, 2, 1])
+    kept = target != -100
+    left = of_taps(s, t, batch={"attention_mask": mask}, target=target)
+    fewer = of_taps(s[kept], t[kept], batch={"attention_mask": mask[kept]})
+    a, b = (term({"use": use}, shapes_of(each)).loss(each, 0.0).item() for each in (left, fewer))
+    assert a == pytest.approx(b, rel=1e-9)
+
+
 def test_taps_of_several_sizes_add_up_over_micro_batches():
     ours = {"a": normal(0, 6, 5, 8, 8), "b": normal(1, 6, 3, 2, 2), "c": normal(2, 6, 4)}
     theirs = {name: normal(3, *each.shape) for name, each in ours.items()}
