@@ -25,16 +25,6 @@ __all__ = [
     "tap_names",
     "tapped",
 ]
-    "Shapes",
-    "as_maps",
-    "embeddings",
-    "mean_over_taps",
-    "places",
-    "rows_counted",
-    "samples_counted",
-    "tap_names",
-    "tapped",
-]
 
 Shapes: TypeAlias = Mapping[str, tuple[Sequence[int], Sequence[int]]]
 """Of each tap by name, the shapes of the model's tensor and of the teacher's."""
