@@ -16,6 +16,7 @@ from fxcompress.rewrite.adapters import find_adapters
 from passes._freezing import freezing
 from passes._paths import free_path
 from passes.distill._prompt.insert import insert
+from passes.distill._prompt.positions import longest
 from passes.distill.prompt import Extended, PromptDecision
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ _USUAL: Final[dict[str, int | None]] = {
     "labels": -100,
 }
 _NO_TOKENS: Final = ("token_type_ids", "segment_ids", "position_ids", "positions")
-# Their values are those of their first operand, whatever picks them.
-_PICKING: Final = frozenset({"gather", "index_select", "getitem", "expand", "slice", "select"})
 _PASSING: Final = frozenset({"to", "contiguous", "view", "reshape", "clone", "identity"})
 
 
@@ -59,6 +58,12 @@ def decide(program: Program, options: PromptOptions, context: Context) -> Prompt
             reason=f"by {which}; it is not clear before which of them the prompt goes",
         )
     table = _table(program, embedding)
+    inputs = _inputs(program, spec, size, _filler(program, ids, embedding), options)
+    others = {
+        node: int(_table(program, node).shape[0])
+        for node in _embeddings(program)
+        if node is not embedding and node not in readers
+    }
     decision = PromptDecision(
         tokens=options.tokens,
         path=free_path("prompt", {*program.state(), *dict(program.module.named_modules())}),
@@ -66,8 +71,8 @@ def decide(program: Program, options: PromptOptions, context: Context) -> Prompt
         readers=tuple(names[n] for n in readers),
         ids=spec.name,
         size=size,
-        maximum=_maximum(program, size, embedding, options.tokens),
-        inputs=_inputs(program, spec, size, _filler(program, ids, embedding), options),
+        maximum=longest(program, size, others, inputs, options.tokens),
+        inputs=inputs,
         keep=options.keep,
         arrays={"prompt": _first(table, options, context.seed)},
     )
@@ -268,58 +273,3 @@ def _through(node: fx.Node) -> list[fx.Node]:
         if op_name(user) in _PASSING:
             found += _through(user)
     return found
-
-
-def _maximum(program: Program, size: str, embedding: fx.Node, tokens: int) -> int | None:
-    """Return the longest sequence that positions leave, or None.
-
-    Raises:
-        UsageError: The example is longer already.
-    """
-    limits = []
-    known = program.dims[size]
-    if known.maximum is not None:
-        limits.append((known.maximum, f"{size} is at most {known.maximum}"))
-    names = node_ids(program)
-    for node in _embeddings(program):
-        if node is embedding or not _counts(program, node):
-            continue
-        rows = int(_table(program, node).shape[0])
-        if node.op == "call_module":
-            # Where there is padding, positions are counted from the row after it.
-            padding = getattr(program.module.get_submodule(str(node.target)), "padding_idx", None)
-            rows -= 0 if padding is None else padding + 1
-        limits.append((rows, f"the table of positions {names[node]} has {rows} rows"))
-    if not limits:
-        return None
-    most, why = min(limits)
-    if known.example + tokens > most:
-        raise UsageError(
-            f"the positions of the model cannot be extended by {tokens}",
-            reason=f"{why}, and the example has {known.example}",
-            hint="use fewer virtual tokens, or shorter inputs",
-        )
-    return most - tokens
-
-
-def _counts(program: Program, node: fx.Node) -> bool:
-    """Whether an embedding is one of positions: an input's, counted, or read from a table."""
-    source = _source(node)
-    if source is not None and source.op == "placeholder":
-        return str(source.target) in _USUAL and _USUAL[str(source.target)] is None
-    stack, seen = [bind(node)["input"]], set()
-    while stack:
-        each = stack.pop()
-        if not isinstance(each, fx.Node) or each in seen:
-            continue
-        seen.add(each)
-        if op_name(each) in ("arange", "cumsum"):
-            return True
-        if each.op == "get_attr":
-            values = program.state()[str(each.target)]
-            # A table of token types holds zeros, one of positions counts up.
-            if values.is_meta or bool((values > 0).any()):
-                return not values.is_meta or "position" in str(each.target)
-        picks = op_name(each) in _PICKING
-        stack += each.all_input_nodes[:1] if picks else each.all_input_nodes
-    return False

@@ -257,6 +257,10 @@ def test_positions_that_end_are_an_error_and_a_limit():
     with pytest.raises(UsageError, match="cannot be extended by 30"):
         apply(Prompt, program, {"tokens": 30})
     assert apply(Prompt, program, {"tokens": 5}).program.dims["seq"].maximum == 35
+    # RoBERTa counts positions from the row after its padding's, which is row 1.
+    roberta = model_of("roberta")[1]
+    assert apply(Prompt, roberta, {"tokens": 5}).program.dims["seq"].maximum == 33
+    assert apply(Prompt, model_of("llama")[1]).program.dims["seq"].maximum is None
 
 
 def test_inputs_of_other_names_are_filled_as_told():
