@@ -155,7 +155,10 @@ class WeightOnly(Pass[WeightOnlyOptions, WeightOnlyDecision]):
       2023, "Half-Quadratic Quantization of Large Machine Learning Models");
     - `gptq`: column by column, each rounding error made up for by the columns still in float, the
       least-squares way for the inputs X of the calibration data (Frantar et al., 2023,
-      arXiv:2210.17323); the scales are refitted to the integers afterwards;
+      arXiv:2210.17323). Before, weights move to where X, as quantised layers before them give it,
+      leads to the outputs that the float model has (`correct`; Li et al., 2025,
+      arXiv:2504.02692); after, integers, zero points and scales are improved in turn (`sweeps`;
+      Behdin et al., 2023, arXiv:2309.01885);
     - `awq`: input channels are multiplied by max(mean|x|)^α, normalised, before they are rounded,
       and what makes these inputs (a norm's weight, a linear layer) is divided by the same; α is
       the one with the least output error (Lin et al., 2024, arXiv:2306.00978);
