@@ -47,6 +47,7 @@ class Gradients:
     ) -> None:
         self.objective, self.parameters = objective, tuple(parameters)
         self.precision, self.world = precision, world
+        self.device = self.parameters[0].device
 
     def add(self, batches: Sequence[tuple[Any, Any]], moment: Moment) -> dict[str, float]:
         """Compute the gradients of the batches of a step; return its terms, their sum under "".
@@ -58,9 +59,10 @@ class Gradients:
             return self._joined(pieces, moment)
         parts = self._parts(*batches[0], moment)
         total = total_of(parts)
-        found = {name: float(part.mean.detach()) for name, part in parts.items()}
-        found[""] = float(total.detach())
         self.precision.backward(total)
+        # Afterwards: a device still computes when this is asked for.
+        found = {name: part.mean.item() for name, part in parts.items()}
+        found[""] = total.item()
         return found
 
     def _parts(self, batch: Any, target: Any, moment: Moment) -> dict[str, Part]:
@@ -69,12 +71,14 @@ class Gradients:
             return self.objective.parts(batch, target, moment)
 
     def _placed(self, value: Any) -> Any:
-        device = self.parameters[0].device
-
-        def place(leaf: Any) -> Any:
-            return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
-
-        return pytree.tree_map(place, value)
+        """Return a batch with its tensors on the device; a pytree would take longer to walk."""
+        if isinstance(value, Tensor):
+            return value.to(self.device, non_blocking=True)
+        if type(value) is tuple:
+            return tuple(map(self._placed, value))
+        if type(value) is dict:
+            return {key: self._placed(each) for key, each in value.items()}
+        return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.device), value)
 
     def _joined(self, pieces: Pieces, moment: Moment) -> dict[str, float]:
         """Add the gradients of batches as if they were one, over all processes.

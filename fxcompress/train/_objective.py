@@ -47,7 +47,12 @@ def total_of(parts: Mapping[str, Part]) -> Tensor:
     Raises:
         UsageError: It does not depend on what is trained.
     """
-    total = torch.stack([part.weight * part.mean.reshape(()) for part in parts.values()]).sum()
+    weighted = [
+        # Each operation has another in the backward pass.
+        part.mean.reshape(()) if part.weight == 1 else part.weight * part.mean.reshape(())
+        for part in parts.values()
+    ]
+    total = weighted[0] if len(weighted) == 1 else torch.stack(weighted).sum()
     if not total.requires_grad:
         raise UsageError(
             "the loss does not depend on what is trained",
