@@ -224,7 +224,9 @@ def test_no_torch_and_fast(folder: Path) -> None:
         "code = main(sys.argv[1:])\n"
         "print(code, time.process_time(), 'torch' in sys.modules, file=sys.stderr)"
     )
-    for args in (["--help"], ["check", "spec.yaml"], ["passes"], ["schema"]):
+    # A schema holds the options of every pass, and is made once.
+    limits = ((["--help"], 0.5), (["check", "spec.yaml"], 0.5), (["passes"], 0.5), (["schema"], 1))
+    for args, limit in limits:
         best = 9.0
         for _ in range(3):
             done = subprocess.run(
@@ -233,7 +235,7 @@ def test_no_torch_and_fast(folder: Path) -> None:
             exit_code, seconds, torch = done.stderr.split()[-3:]
             assert (exit_code, torch) == ("0", "False"), args
             best = min(best, float(seconds))
-        assert best < 0.5, (args, best)
+        assert best < limit, (args, best)
 
 
 def test_no_color_and_pipes(folder: Path) -> None:
