@@ -166,6 +166,7 @@ def test_options_are_checked(options, match):
 LOSSES = [{"use": "hard_labels"}, {"use": "features"}, {"use": "crd", "taps": ["end"], "dim": 4}]
 
 
+@cache
 def wider():
     return capture(seeded(lambda: Vision(width=6), 1), (torch.randn(2, 3, 8, 8),))
 

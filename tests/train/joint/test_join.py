@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ LOSSES = (
 )
 
 
+@cache
 def student():
     return tapped(vision(), ("mid", "first"), ("end", "second"))
 
