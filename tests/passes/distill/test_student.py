@@ -9,9 +9,11 @@ from torch import nn
 
 from fxcompress import Program, compress
 from fxcompress._torchvision import declare_operators
+from fxcompress.api import prepare
 from fxcompress.errors import ModelError, SelectorError, UsageError
 from fxcompress.ir import capture
 from fxcompress.pipeline.context import Context
+from fxcompress.pipeline.plan_text import render_plan
 from fxcompress.testing import check_pass
 from passes.distill.student import Student
 from tests.passes.models import ResNet, Transformer, image_batches, token_batches
@@ -146,6 +148,22 @@ def test_the_plan_shows_the_map_and_the_parameters():
         "shared: layers.0, layers.5",
         f"parameters: {count:,} → {left:,} ({100 * left / count:.1f} %)",
     )
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        ([{"use": "distill.student", "every": 2, "width": 0.5, "share": 3}], "0 → 0, 2 → 1"),
+        ([{"use": "distill.prompt", "tokens": 2}], "2 virtual tokens before embed"),
+        ([{"use": "factorize.lora", "dora": True}, {"use": "factorize.lora_merge"}],
+         "parameters train again"),
+    ],
+)  # fmt: skip
+def test_all_is_planned_without_weights(steps, says):
+    with torch.device("meta"):
+        model = Transformer(width=16, depth=6, heads=4).eval()
+    empty = capture(model, token_batches(1)[0], dynamic={"ids": {0: "batch", 1: "seq"}})
+    assert says in str(render_plan(prepare(steps, empty).plan()))
 
 
 def test_all_together_is_trained_by_the_whole_model():
