@@ -43,6 +43,10 @@ class Store:
         """Return where a pass may keep what it needs to go on after a kill."""
         return None
 
+    def curves(self, index: int, step: Step) -> Path | None:
+        """Return where a pass may write TensorBoard's files."""
+        return None
+
     def clear_scratch(self, index: int, step: Step) -> None:
         """Remove what a pass that is done kept to go on."""
 
@@ -146,6 +150,10 @@ class FolderStore(Store):
     def scratch(self, index: int, step: Step) -> Path | None:
         """Return a folder of the pass's own, which it has to make."""
         return self.folder.scratch(index, step.id)
+
+    def curves(self, index: int, step: Step) -> Path | None:
+        """Return a folder of the pass's own, which it has to make."""
+        return self.folder.curves(index, step.id)
 
     def clear_scratch(self, index: int, step: Step) -> None:
         """Remove the pass's folder."""

@@ -40,6 +40,7 @@ class Context:
         read: Per split, the digest of each batch that was read through `batches`, in order.
         scratch: A folder of the pass's own, kept over a kill and removed once its checkpoint is
             there; None where the run keeps nothing.
+        curves: Where a pass may write TensorBoard's files; None where the run keeps nothing.
         rounds: What the same step decided in earlier rounds, where it is part of rounds.
         measured: Figures that differ from run to run, such as throughput: for the pass's record,
             never for its decision.
@@ -58,6 +59,7 @@ class Context:
     on_progress: Callable[[str, int, int | None], None] | None = None
     read: dict[str, list[str]] = field(default_factory=dict)
     scratch: Path | None = None
+    curves: Path | None = None
     rounds: tuple[Mapping[str, Any], ...] = ()
     measured: dict[str, tuple[float, ...]] = field(default_factory=dict)
 

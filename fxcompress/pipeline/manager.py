@@ -224,6 +224,7 @@ class _Run:
 
         self.context.on_progress = progress
         self.context.scratch = self.store.scratch(index, step)
+        self.context.curves = self.store.curves(index, step)
         try:
             applied = self.runner.apply(index, step, state.program)
         except Exception as error:

@@ -22,7 +22,7 @@ OWNED = (
     RECORD, "fxcompress.lock.json", "fxcompress.lock.safetensors", "spec.resolved.yaml",
     "plan.json", "graph.fxg", "report.json", "report.html", "report.md",
 )  # fmt: skip
-OWNED_FOLDERS = ("checkpoints", "scratch", "artifacts", "failure")
+OWNED_FOLDERS = ("checkpoints", "scratch", "artifacts", "failure", "tensorboard")
 
 
 class RunFolder:
@@ -32,6 +32,7 @@ class RunFolder:
         fxcompress.lock.json     decisions and hashes (arrays in fxcompress.lock.safetensors)
         checkpoints/NN-id/       graph, changed tensors, decision and record of each pass
         scratch/NN-id/           what a pass that is not done resumes from
+        tensorboard/NN-id/       curves of a training, where it was asked for them
         failure/                 what a failing pass leaves for its reader
         artifacts/               what was emitted
 
@@ -132,6 +133,10 @@ class RunFolder:
     def scratch(self, index: int, step: str) -> Path:
         """Where a pass may keep what it needs to go on after a kill."""
         return self.path / "scratch" / f"{index:02d}-{step}"
+
+    def curves(self, index: int, step: str) -> Path:
+        """Where a pass may write TensorBoard's files."""
+        return self.path / "tensorboard" / f"{index:02d}-{step}"
 
     def clear_scratch(self, index: int, step: str) -> None:
         """Remove what a pass that is done kept to go on.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fxcompress.errors import DataError, NumericsError
 from fxcompress.train._average import MovingAverage
+from fxcompress.train._curves import Curves
 from fxcompress.train._feed import Feed, seed_of
 from fxcompress.train._gradients import Gradients
 from fxcompress.train._objective import Objective
@@ -72,6 +73,7 @@ class Loop:
     seed: int
     hooks: Hooks
     snapshots: Snapshots
+    curves: Curves
     report: Callable[[str, int, int | None], None] | None
     course: Course = field(default_factory=Course)
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -99,8 +101,11 @@ class Loop:
             self.config.scheduler, self.optimizer, calls, upwards=self.upwards
         )
         self._resume()
-        while not self.course.over:
-            self._epoch()
+        try:
+            while not self.course.over:
+                self._epoch()
+        finally:
+            self.curves.close()
         kept = len(self.course.history) - 1
         if self.best_state is not None:
             fill(dict(tensors_of(self.module)), self.best_state)
@@ -152,6 +157,7 @@ class Loop:
             judged = course.close(metric, upwards=self.upwards, least=self.config.min_delta)
             if self.config.keep == "best" and course.best == len(course.history) - 1:
                 self.best_state = {name: t.detach().clone() for name, t in tensors_of(self.module)}
+        self.curves.epoch(course.history[-1])
         self.rate.after_epoch(judged)
         course.end_after(self.steps, self.config.epochs, self.config.patience)
         if self.config.snapshot is None:
@@ -199,6 +205,7 @@ class Loop:
             self.average.update()
         samples = sum(samples_in(batch) for batch, _ in batches)
         course.count(value, values, samples, len(batches))
+        self.curves.step(course.step, value, values, course.lr)
         if self.report is not None:
             self.report(course.text(self.config.epochs), course.step, self.steps)
 

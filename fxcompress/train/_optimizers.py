@@ -14,6 +14,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from fxcompress.errors import UsageError
+from fxcompress.train._curves import check_tensorboard
 from fxcompress.train._groups import options_of, trained
 from fxcompress.train.config import (
     FitConfig,
@@ -135,7 +136,10 @@ def check_recipe(config: FitConfig, tensors: Mapping[str, torch.Tensor]) -> tupl
     Raises:
         UsageError: One of them is unknown, or refuses an option.
         SelectorError: A group of parameters matches nothing.
+        MissingExtraError: Curves are asked for, and TensorBoard is not installed.
     """
+    if config.tensorboard:
+        check_tensorboard()
     shapes = {
         name: torch.nn.Parameter(torch.empty_like(each, device="meta"))
         for name, each in tensors.items()

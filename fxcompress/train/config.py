@@ -193,6 +193,10 @@ class FitConfig(Part):
         "kept after each epoch.",
     )
 
+    tensorboard: bool = Field(
+        default=False, description="Write curves for TensorBoard into the run folder."
+    )
+
     @model_validator(mode="after")
     def _ends(self) -> Self:
         if self.epochs is None and self.steps is None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fxcompress.errors import DataError, UsageError
 from fxcompress.ir import hash_tensor
 from fxcompress.train._augment import Augmentation
+from fxcompress.train._curves import Curves, check_tensorboard
 from fxcompress.train._feed import Feed
 from fxcompress.train._groups import trained
 from fxcompress.train._loop import FitResult, Loop, tensors_of
@@ -53,6 +54,7 @@ def fit(
     functions: Mapping[str, Callable[..., Tensor]] | None = None,
     joining: Joining | None = None,
     snapshots: Path | None = None,
+    curves: Path | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> FitResult:
     """Train a module in place.
@@ -72,6 +74,7 @@ def fit(
         functions: The functions of `custom` losses, by what their `factory` says.
         joining: The Programs of module and teacher, where losses read taps.
         snapshots: Where to keep what a killed training resumes from.
+        curves: Where TensorBoard's files go, if the config asks for them.
         progress: Called with `(text, step, steps)`.
 
     Raises:
@@ -112,6 +115,7 @@ def fit(
         snapshots=_snapshots(
             snapshots, plain, config, seed, chosen, world, _teaching(teacher, joining)
         ),
+        curves=_curves(config, curves, world),
         report=progress if world.rank == 0 else None,
     )
     with _left_as_found(loop):
@@ -165,6 +169,18 @@ def _check_filled(split: Split) -> None:
             hint=f"write `batch: {samples}`, or give the split more samples",
             where=split.name,
         )
+
+
+def _curves(config: FitConfig, folder: Path | None, world: World) -> Curves:
+    if not config.tensorboard or world.rank:
+        return Curves(None)
+    if folder is None:
+        raise UsageError(
+            "there is no folder for TensorBoard's files",
+            hint="run the spec in a run folder, or leave `tensorboard` out",
+        )
+    check_tensorboard()
+    return Curves(folder)
 
 
 @contextmanager

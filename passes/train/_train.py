@@ -76,6 +76,7 @@ def train(
         functions=functions,
         joining=lesson.joining(module),
         snapshots=context.scratch,
+        curves=context.curves,
         progress=context.progress,
     )
     context.measured["samples_per_second"] = done.throughput
