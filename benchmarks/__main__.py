@@ -3,7 +3,15 @@
 import subprocess
 import sys
 
-NAMES = ("startup", "capture_speed", "plan_7b", "run_memory", "resnet50_int8", "prune.speed")
+NAMES = (
+    "startup",
+    "capture_speed",
+    "plan_7b",
+    "run_memory",
+    "resnet50_int8",
+    "prune.speed",
+    "train.joint",
+)
 
 if __name__ == "__main__":
     failed = [

@@ -10,6 +10,7 @@ from fxcompress._torchvision import declare_operators
 from fxcompress.analysis import cost
 from fxcompress.axes import analyze
 from fxcompress.emit._plain import plain_program
+from fxcompress.emit.driver import write_unproved
 from fxcompress.errors import SelectorError, UsageError
 from fxcompress.ir import Program, capture, node_ids
 from fxcompress.pipeline.context import Context
@@ -132,8 +133,10 @@ def test_survives_files(tmp_path):
     assert (tap.name, tap.at, tap.what, tap.teacher) == ("mid", "layer1", "output", "stage.1")
 
 
-def test_nothing_emitted_has_taps():
+def test_nothing_emitted_has_taps(tmp_path):
     program = tapped(resnet(), ("mid", "layer1")).program
+    write_unproved(program, tmp_path, "program")
+    assert Program.load(tmp_path / "model.fxp").text() == resnet().text()
     plain = plain_program(program)
     assert "tap" not in " ".join(str(n.target) for n in plain.module.graph.nodes)
     assert plain_program(resnet()).module.code == plain.module.code
