@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from fxcompress.errors import PassError
+from fxcompress.rewrite._modules import place
+from fxcompress.rewrite._reader import tie_groups
 
 if TYPE_CHECKING:
     from fxcompress.ir.program import Program
@@ -44,8 +46,7 @@ def graft(rewriter: GraphRewriter, other: Program) -> None:
         if node.op not in ("placeholder", "output"):
             rewriter.remove(node)
     source = other.copy()
-    rewriter.adopt(source.module, source.ties)
-    rewriter._program = replace(rewriter._program, notes=other.notes)
+    _adopt(rewriter, source)
     made: dict[fx.Node, fx.Node] = {}
     holders = {str(n.target): n for n in rewriter.graph.find_nodes(op="placeholder")}
     for node in source.nodes:
@@ -55,6 +56,21 @@ def graft(rewriter: GraphRewriter, other: Program) -> None:
             rewriter.set_args(output, fx.map_arg(node.args, made.__getitem__))
         else:
             made[node] = _copied(rewriter, node, made, output)
+
+
+def _adopt(rewriter: GraphRewriter, source: Program) -> None:
+    """Let the rewriter have another tree of modules and tensors, with its ties and notes."""
+    _touch_all(rewriter)
+    rewriter.tree.replace(place(source.module, rewriter.device))
+    _touch_all(rewriter)
+    rewriter._groups = tie_groups(source.ties)
+    rewriter._program = replace(rewriter._program, notes=source.notes)
+
+
+def _touch_all(rewriter: GraphRewriter) -> None:
+    """Record every module and tensor that is there as changed."""
+    rewriter.touched_modules.update(path for path, _ in rewriter.module.named_modules() if path)
+    rewriter.touched_tensors.update(rewriter.tree.state())
 
 
 def _copied(

@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxcompress.ir.program import Program
 from fxcompress.rewrite._finish import finish, propagate_changes
 from fxcompress.rewrite._modules import place
-from fxcompress.rewrite._reader import Reader, tie_groups
+from fxcompress.rewrite._reader import Reader
 from fxcompress.rewrite.edits import Declined, Edit
 
 __all__ = ["GraphRewriter"]
@@ -263,19 +263,6 @@ class GraphRewriter(Reader):
         if known.maximum is None or known.maximum > maximum:
             dims = {**self._program.dims, dim: replace(known, maximum=maximum)}
             self._program = replace(self._program, dims=dims)
-
-    def adopt(self, module: nn.Module, ties: Mapping[str, str]) -> None:
-        """Take another tree of modules and tensors, with its ties, in the place of the whole tree.
-
-        The tree is the rewriter's own from then on: give it a copy.
-        """
-        self._open()
-        self.touched_modules.update(path for path, _ in self.module.named_modules() if path)
-        self.touched_tensors.update(self.tree.state())
-        self.tree.replace(place(module, self.device))
-        self._groups = tie_groups(ties)
-        self.touched_modules.update(path for path, _ in self.module.named_modules() if path)
-        self.touched_tensors.update(self.tree.state())
 
     # -- outcome -------------------------------------------------------------------------------
 
