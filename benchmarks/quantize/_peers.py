@@ -50,12 +50,12 @@ def _hqq(model: nn.Module, bits: int, group: int | None, windows: Sequence[Tenso
 def _nncf(model: nn.Module, bits: int, group: int | None, windows: Sequence[Tensor]) -> None:
     """AWQ and scale estimation on the calibration windows; a group that does not fit is adjusted.
 
-    Its GPTQ is for OpenVINO models only. 3 bits are symmetric, and 8 take no data.
+    Its GPTQ is for OpenVINO models only, and so are its 3 bits; 8 take no data.
     """
     import nncf  # type: ignore[import-not-found]
 
     modes = nncf.CompressWeightsMode
-    mode = {8: modes.INT8_ASYM, 4: modes.INT4_ASYM, 3: modes.INT3_SYM}[bits]
+    mode = {8: modes.INT8_ASYM, 4: modes.INT4_ASYM}[bits]
     dataset = nncf.Dataset([{"input_ids": each} for each in windows])
     advanced = nncf.AdvancedCompressionParameters(
         group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST

@@ -80,7 +80,9 @@ def candidates() -> list[Candidate]:
             Candidate("gptq", bits, group, {"method": "gptq"}),
             Candidate("awq+gptq", bits, group, {"method": "awq+gptq"}),
         ]
-    peers = [(name, *each) for name in _peers.NAMES for each in FORMATS]
+    peers = [
+        (name, *each) for name in _peers.NAMES for each in FORMATS if each[0] == 4 or name != "nncf"
+    ]
     return found + [Candidate(name, bits, group, {}) for name, bits, group in peers]
 
 
