@@ -7,7 +7,7 @@ from typing import Literal
 from torch import fx
 
 from fxcompress.emit._dynamic import store_recurrent, write_dynamic
-from fxcompress.emit._lower import ONNXRUNTIME, TENSORRT, Lowered, lower
+from fxcompress.emit._lower import ONNXRUNTIME, OPENVINO, TENSORRT, Lowered, lower
 from fxcompress.emit._lower_nbits import lower_nbits
 from fxcompress.emit._openvino_forms import write_openvino_forms
 from fxcompress.errors import EmitError
@@ -38,7 +38,7 @@ def lower_for(module: fx.GraphModule, target: OnnxTarget, activations: str) -> L
         write_openvino_forms(module)
         # It reads these as weights of 4 bits; multiplied out, they would take a byte each.
         nbits = lower_nbits(module, "float32", embeddings=False)
-        lowered = lower(module, "decomposed", ONNXRUNTIME)
+        lowered = lower(module, "decomposed", OPENVINO)
         lowered.linears += nbits.linears
         if dropped:
             lowered.notes.append(

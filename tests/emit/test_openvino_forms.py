@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxcompress.emit import emit
-from fxcompress.emit._lower import is_weight, quantizer_of
+from fxcompress.emit._lower import ONNXRUNTIME, OPENVINO, is_weight, lower, quantizer_of
 from fxcompress.emit._openvino_forms import write_openvino_forms
 from fxcompress.emit._plain import plain_program
 from fxcompress.ir import Program, capture
@@ -16,7 +17,7 @@ from fxcompress.ir.ops import op_name
 from fxcompress.pipeline.context import Context
 from passes.quantize.static import Static
 from tests.emit.models import seeded
-from tests.emit.quantized import drawn
+from tests.emit.quantized import drawn, static_encoder
 from tests.passes.support import apply
 
 
@@ -85,3 +86,15 @@ def test_gates_are_one_kernel_each(gated: Program, tmp_path: Path) -> None:
     assert kinds["Convolution"] == 3
     assert kinds["Eltwise"] == 1, "the product, its zero point and what rounds it"
     assert kinds["FakeQuantize"] == 1, "of the input"
+
+
+def test_linear_layers_keep_their_dimensions() -> None:
+    """A reshape between a linear layer and a GELU would be in the way of one kernel."""
+    flattened = {}
+    for target in (OPENVINO, ONNXRUNTIME):
+        plain = plain_program(static_encoder())
+        lower(plain.module, "decomposed", target)
+        calls = plain.module.graph.find_nodes(op="call_function", target=torch.flatten)
+        flattened[target.name] = len(calls)
+        assert len(plain.module.graph.find_nodes(op="call_function", target=F.linear)) == 7
+    assert flattened == {"OpenVINO": 0, "onnxruntime": 7}

@@ -208,7 +208,7 @@ class Decomposed:
         """
         quantize, _ = self.quantized[source]
         rank = node.meta["val"].dim() if "val" in node.meta else 2
-        if rank == 2:
+        if rank == 2 or not self.target.flat:
             return self._call(F.linear, (source, weight, bias))
         sizes = [self._call(torch.ops.aten.sym_size.int, (quantize, i)) for i in range(rank - 1)]
         flat = self._call(torch.flatten, (quantize, 0, -2)) if rank > 2 else quantize

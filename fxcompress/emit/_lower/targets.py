@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["EXECUTORCH", "INDUCTOR", "ONNXRUNTIME", "PT2E", "TENSORRT", "Target"]
+__all__ = ["EXECUTORCH", "INDUCTOR", "ONNXRUNTIME", "OPENVINO", "PT2E", "TENSORRT", "Target"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Target:
     Attributes:
         name: As messages call it.
         activations: uint8 or int8.
-        integer_bias: A bias is int32 at s_x · s_w, and linear layers get two dimensions.
+        integer_bias: A bias is int32 at s_x · s_w.
+        flat: Linear layers get two dimensions.
         symmetric: Activations have the zero point 0 and use the whole range of their type.
         zero_points: Weights have zero points, all 0 where they are symmetric.
     """
@@ -27,14 +28,17 @@ class Target:
     name: str
     activations: torch.dtype = torch.uint8
     integer_bias: bool = False
+    flat: bool = False
     symmetric: bool = False
     zero_points: bool = False
 
 
 PT2E = Target("PT2E backends", zero_points=True)
 # onnxruntime fuses u8 activations alone: of 20 convolutions of a ResNet-18, 9 with s8. A float bias
-# keeps its linear layers in float, slower than without quantization. OpenVINO takes the same.
-ONNXRUNTIME = Target("onnxruntime", integer_bias=True)
+# keeps its linear layers in float, slower than without quantization; its Gemm is 2-dimensional.
+ONNXRUNTIME = Target("onnxruntime", integer_bias=True, flat=True)
+# It takes the same, but a reshape between a linear layer and a GELU makes them two kernels.
+OPENVINO = Target("OpenVINO", integer_bias=True)
 INDUCTOR = Target("inductor", zero_points=True)
 # XNNPACK's integer kernels are s8 alone.
 EXECUTORCH = Target("ExecuTorch", activations=torch.int8, zero_points=True)
