@@ -31,7 +31,7 @@ def start(arguments, count=2, port=None, **environment):
     ]  # fmt: skip
 
 
-def finish(processes, timeout=120):
+def finish(processes, timeout=300):
     """Return `(exit code, stdout, stderr)` of each."""
     found = []
     for process in processes:

@@ -109,7 +109,7 @@ def launched(folder):
             f"--main_process_port={free_port()}", "-m", "fxcompress.cli", "run", "--format=json",
             folder / "spec.yaml", "-o", folder / "launched"]  # fmt: skip
     done = subprocess.run([str(each) for each in told], capture_output=True, text=True, cwd=ROOT,
-                          timeout=180)  # fmt: skip
+                          timeout=400)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -119,6 +119,7 @@ def test_a_run_under_accelerate_ends_as_one_process_does(folder, alone, launched
     alike(alone, folder / "launched")
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_and_it_can_be_resumed(folder, launched):
     first, second = run(folder, "killed", DIES="1")
     assert second[0] == 9
