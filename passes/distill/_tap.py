@@ -28,7 +28,7 @@ def decide(program: Program, options: TapOptions, context: Context) -> TapDecisi
     entries = list(options.taps)
     mappings: list[LayerMap] = []
     pending: list[str] = []
-    for layers in options.layers:
+    for layers in options.stacks:
         found = _of_layers(layers, program, teacher, context)
         entries += found[0]
         mappings += found[1]

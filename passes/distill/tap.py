@@ -84,8 +84,8 @@ class TapOptions(Options):
     """Options of `distill.tap`: single taps, layers, or both."""
 
     taps: tuple[TapEntry, ...] = Field(default=(), strict=False, description="Single places.")
-    layers: tuple[LayerTaps, ...] = Field(
-        default=(), strict=False, description="Layers and their counterparts."
+    layers: LayerTaps | Annotated[tuple[LayerTaps, ...], Field(strict=False)] = Field(
+        default=(), description="Layers and their counterparts; one entry, or a list."
     )
     teacher: Teacher = Field(
         default="original",
@@ -93,14 +93,14 @@ class TapOptions(Options):
         "`{run: folder}`.",
     )
 
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return [value] if isinstance(value, dict) else value
+    @property
+    def stacks(self) -> tuple[LayerTaps, ...]:
+        """The entries of `layers`."""
+        return (self.layers,) if isinstance(self.layers, LayerTaps) else self.layers
 
     @model_validator(mode="after")
     def _something(self) -> Self:
-        if not (self.taps or self.layers):
+        if not (self.taps or self.stacks):
             raise ValueError("say what to tap: `taps`, `layers` or both")
         names = [tap.name for tap in self.taps]
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -203,7 +203,7 @@ class Tap(Pass[TapOptions, TapDecision]):
 
     def reads(self, options: TapOptions) -> frozenset[str]:
         """Return the calibration split, where layers are matched by similarity."""
-        alike = any(each.map == "similarity" for each in options.layers)
+        alike = any(each.map == "similarity" for each in options.stacks)
         return frozenset({"calibration"} if alike else ())
 
     def decide(self, program: Program, options: TapOptions, context: Context) -> TapDecision:
