@@ -13,8 +13,9 @@ from fxcompress.emit._plain import plain_program
 from fxcompress.emit.driver import write_unproved
 from fxcompress.errors import SelectorError, UsageError
 from fxcompress.ir import Program, capture, node_ids
+from fxcompress.nn import Tap as TapModule
 from fxcompress.pipeline.context import Context
-from fxcompress.rewrite import GraphRewriter, taps_of, without_taps
+from fxcompress.rewrite import GraphRewriter, Put, put_taps, taps_of, without_taps
 from passes.depth.skip_blocks import SkipBlocks
 from passes.distill.tap import Tap
 from passes.prune.channels import Channels
@@ -108,6 +109,28 @@ def test_attention_is_written_out_where_it_is_tapped(kind):
     assert str(taps_of(result.program)["shares"].meta["val"].shape[1]) == (
         "2" if kind == "bert" else "4"
     )
+
+
+@pytest.mark.parametrize("kind", ["resnet", "bert", "llama"])
+def test_a_tap_on_every_value_changes_nothing(kind):
+    before, batch = (resnet(), None) if kind == "resnet" else hugging_face(kind)
+    places = [
+        name
+        for node, name in node_ids(before).items()
+        if isinstance(node.meta.get("val"), torch.Tensor) and node.op not in ("get_attr", "output")
+    ]
+    rewriter = GraphRewriter(before)
+    put_taps(rewriter, [Put(TapModule(f"t{i}"), name) for i, name in enumerate(places)])
+    after = rewriter.finish()
+    after.verify()
+    assert len(taps_of(after)) == len(places) > 30
+    assert without_taps(after).text() == before.text()
+    if batch is None:
+        x = torch.randn(3, 3, 16, 16)
+        assert torch.equal(before(x), after(x))
+    else:
+        pairs = zip(before(**batch).values(), after(**batch).values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_attention_that_is_open_is_tapped_as_it_is():
