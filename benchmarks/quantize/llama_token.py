@@ -219,9 +219,9 @@ def write(
         table(medians, noise, megabytes),
         f"{parameters / 1e6:.1f} million parameters in 12 layers of 512, random; one token, no "
         f"cache, one thread, {repeats} interleaved repeats; eager takes "
-        f"{medians['eager'] * 1e3:.1f} ms. Inputs are rounded to int8 at run time, by both. Goals: "
-        "at least 0.98 × the peer; 8.9 × eager (int4 g128 in onnxruntime), 7.6 × (int4 g32 in "
-        "OpenVINO) and 5.5 × (int8 in OpenVINO).",
+        f"{medians['eager'] * 1e3:.1f} ms. In onnxruntime inputs are rounded to int8, by both. "
+        "Goals: at least 0.98 × the peer; 8.9 × eager (int4 g128 in onnxruntime), 7.6 × (int4 "
+        "g32 in OpenVINO) and 5.5 × (int8 in OpenVINO).",
     )
 
 
