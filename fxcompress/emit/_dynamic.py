@@ -48,6 +48,7 @@ class IntegerLinear(nn.Module):
     bias: Tensor | None
     one: Tensor
     middle: Tensor
+    width: Tensor
 
     def __init__(
         self, weight: Tensor, scale: Tensor, bias: Tensor | None, module: DynamicQuantize
@@ -63,6 +64,7 @@ class IntegerLinear(nn.Module):
         if self.per_token:
             self.register_buffer("one", torch.tensor(1.0))
             self.register_buffer("middle", torch.tensor(128, dtype=torch.uint8))
+            self.register_buffer("width", torch.tensor([self.rows]))
 
     def forward(self, q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """Return floats for the integers that an activation was rounded to."""
@@ -70,7 +72,12 @@ class IntegerLinear(nn.Module):
             operands = (q, scale, zero_point, self.weight, self.scale, self.bias)
             return cast(Tensor, dynamic_ops().dynamic_linear(*operands))
         if self.rows:
-            points = zero_point.expand(*zero_point.shape[:-1], self.rows)
+            points = torch.onnx.ops.symbolic(
+                "Expand",
+                [zero_point, self.width],
+                dtype=torch.uint8,
+                shape=[*zero_point.shape[:-1], self.rows],
+            )
             q = torch.cat([q, points], dim=-1)
         result: Tensor = torch.onnx.ops.symbolic(
             "com.microsoft::MatMulIntegerToFloat",
