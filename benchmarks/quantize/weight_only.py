@@ -209,8 +209,7 @@ def render(rows: Iterable[Row]) -> str:
         "",
         "The weights of this model already lie on a 4-bit grid in groups of 32, so that size is"
         " left out. Groups of 128 do not divide its rows of 576: the last group of such a row has"
-        " 64 elements here; hqq lets groups run over into the next row, and nncf takes groups of 64"
-        " instead.",
+        " 64 elements here. nncf is asked for AWQ and scale estimation on the same windows.",
         "",
         "| weights | method | perplexity | against float | won back | MB | s |",
         "|:--|:--|--:|--:|--:|--:|--:|",
