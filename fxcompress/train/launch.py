@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 
@@ -12,6 +13,13 @@ from fxcompress.train._extras import needed
 from fxcompress.train._world import World
 
 __all__ = ["joined"]
+
+
+_PATIENCE = timedelta(hours=12)
+"""How long processes wait for each other: the first may decide for hours what others are told.
+
+One that dies is noticed at once all the same, when its connections close.
+"""
 
 
 @contextmanager
@@ -25,7 +33,7 @@ def joined() -> Iterator[World]:
         yield World()
         return
     accelerate = needed("accelerate", "a run in several processes")
-    state = accelerate.PartialState()
+    state = accelerate.PartialState(timeout=_PATIENCE)
     try:
         yield World.here(torch.device(state.device))
     finally:
