@@ -80,12 +80,13 @@ class Context:
                 other batches than when it was read before.
         """
         given = 0
-        for batch, _ in self._recorded(split):
-            if given == count:
-                return
+        # What is read is recorded, so nothing beyond the last batch may be.
+        for batch, _ in () if count == 0 else self._recorded(split):
             given += 1
             self.progress(f"reading {split}", given, count)
             yield batch
+            if given == count:
+                return
         if count is not None and given < count:
             raise DataError(
                 f"split {split} holds {given} batches, and {count} are asked for",

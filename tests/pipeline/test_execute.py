@@ -193,6 +193,19 @@ def test_data_that_changes_between_reads_is_refused():
         list(unstable.samples("calibration", 6))
 
 
+def test_a_lock_holds_the_batches_that_were_read_and_no_more():
+    from fxcompress.pipeline.lock import Lock, data_locks, data_now
+
+    data = {"eval": [(torch.full((2, 3), float(i)),) for i in range(4)]}
+    reader = Context(data=data)
+    assert len(list(reader.batches("eval", 2))) == 2
+    assert list(reader.batches("eval", 0)) == []
+    locked = data_locks(reader.read)
+    assert locked["eval"].batches == 2
+    lock = Lock.model_construct(data=locked)
+    assert data_now(lock, Context(data=data)) == locked
+
+
 def test_batches_come_without_labels_and_cut_to_size():
     x, y = torch.arange(8.0).reshape(4, 2), torch.arange(4)
     data = {"eval": [((x,), y), ({"x": x}, y), (x, x)]}
