@@ -5,8 +5,8 @@ import pytest
 from fxcompress.analysis import cost
 from fxcompress.errors import UsageError
 from fxcompress.pipeline.context import Context
-from passes.prune._channels import latency
 from passes._latency import search
+from passes.prune._channels import latency
 from passes.prune.channels import Channels
 from tests.passes.models import ResNet
 from tests.passes.support import apply, captured
