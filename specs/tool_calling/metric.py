@@ -48,11 +48,36 @@ def syntax(model: Model, split: Split) -> float:
     return score.well_formed / score.count
 
 
+def answers(model: Model, split: Split) -> float:
+    """Return the share of right answers when each call is executed and its result handed back."""
+    tokens, calculator = beside("data.py").tokenizer(), beside("generate.py")
+    prompts, written, right = call(model, split)
+    continued, expected = [], []
+    for prompt, ids, result in zip(prompts, written, right, strict=True):
+        text = tokens.decode(ids).partition("<call>")[2].partition("<result>")[0]
+        try:
+            found = calculator.execute(text)
+        except calculator.CallError:
+            continue  # there is nothing to hand back, so the answer is wrong
+        continued.append([*prompt, *ids, *tokens.encode(f"{found}<answer>")])
+        expected.append(f"{result}<end>")
+    said = generate(model, continued, stop=tokens.ids["<end>"], longest=LONGEST)
+    equal = [tokens.decode(ids) == text for ids, text in zip(said, expected, strict=True)]
+    return sum(equal) / len(right)
+
+
 def converse(model: Model, split: Split) -> tuple[list[str], list[int]]:
+    """Return what `model` writes to each question of `split`, and the right results."""
+    _, written, right = call(model, split)
+    tokens = beside("data.py").tokenizer()
+    return [tokens.decode(ids) for ids in written], right
+
+
+def call(model: Model, split: Split) -> tuple[list[list[int]], list[list[int]], list[int]]:
     """Let `model` write a rationale and a call to each question of `split`.
 
     Returns:
-        What it wrote to each question, and the results that would be right.
+        The tokens of the questions, what it wrote to each, and the results that would be right.
     """
     tokens = beside("data.py").tokenizer()
     think, result, answer, end = (
@@ -63,8 +88,7 @@ def converse(model: Model, split: Split) -> tuple[list[str], list[int]]:
         for row in batch["input_ids"].tolist():
             prompts.append(row[: row.index(think) + 1])
             right.append(int(tokens.decode(row[row.index(answer) + 1 : row.index(end)])))
-    written = generate(model, prompts, stop=result, longest=LONGEST)
-    return [tokens.decode(ids) for ids in written], right
+    return prompts, generate(model, prompts, stop=result, longest=LONGEST), right
 
 
 def judge(written: Sequence[str], right: Sequence[int]) -> Score:

@@ -243,12 +243,17 @@ class TestMetric:
         chosen = written()[:6]
         split = data.batches([data.text(each) for each in chosen], 4)
         prompts = [tokens.encode(f"<user>{each.question}<think>") for each in chosen]
-        right = [f"{each.rationale}<call>{each.call}<result>" for each in chosen]
-        right[0] = "calculator"  # stops making sense, and never ends
-        right[1] = "1 more 1<call>calculator(0,'+',0)<result>"
-        speaker = Speaker(list(zip(prompts, right, strict=True)))
+        said = [f"{each.rationale}<call>{each.call}<result>" for each in chosen]
+        said[0] = "calculator"  # stops making sense, and never ends
+        said[1] = "1 more 1<call>calculator(0,'+',0)<result>"
+        ends = [f"{each.answer}<answer>{each.answer}<end>" for each in chosen]
+        ends[1] = f"0<answer>{chosen[1].answer}<end>"  # wrong call, and yet the right answer
+        ends[2] = f"{chosen[2].answer}<answer>0<end>"
+        texts = [one + other for one, other in zip(said, ends, strict=True)]
+        speaker = Speaker(list(zip(prompts, texts, strict=True)))
         assert metric.execution_match(speaker, split) == pytest.approx(4 / 6)
         assert metric.syntax(speaker, split) == pytest.approx(5 / 6)
+        assert metric.answers(speaker, split) == pytest.approx(4 / 6)
 
 
 class TestModel:
