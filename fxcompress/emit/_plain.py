@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from fxcompress.emit._lower.graph import share_quantizers
 from fxcompress.ir._calling import CallLike
 from fxcompress.ir.program import Program
 from fxcompress.ir.signature import Parameter, Signature
@@ -95,6 +96,7 @@ def plain_program(program: Program) -> PlainProgram:
     Masks on weights are burned in and taps taken out: they are there for training.
     """
     module = without_masks(without_taps(program)).copy().module
+    share_quantizers(module)
     flattened: dict[str, None] = {}
     parameters = _parameters(program.signature, flattened)
     (output,) = module.graph.find_nodes(op="output")

@@ -35,6 +35,7 @@ __all__ = [
     "is_weight",
     "quantizer_of",
     "register_decomposed",
+    "share_quantizers",
     "tensor_at",
 ]
 
@@ -49,6 +50,7 @@ TRANSPOSED: Final[dict[type[nn.Module], Callable[..., Tensor]]] = {
     OperandConvTranspose3d: F.conv_transpose3d,
 }
 LAYERS: Final = (*CONVOLUTIONS, *TRANSPOSED, OperandEmbedding, OperandLinear)
+_QUANTIZERS: Final = (Binarize, FakeQuantize, FloatQuantize)
 RECURRENT: Final = (OperandGRU, OperandLSTM, OperandRNN)
 
 
@@ -68,9 +70,29 @@ def is_weight(node: fx.Node) -> bool:
 
 def is_quantized(module: fx.GraphModule) -> bool:
     """Whether the graph holds any quantizer with fixed or learned scales."""
-    quantizers = (Binarize, FakeQuantize, FloatQuantize)
     called = (node for node in module.graph.nodes if node.op == "call_module")
-    return any(isinstance(module.get_submodule(str(n.target)), quantizers) for n in called)
+    return any(isinstance(_called(module, node), _QUANTIZERS) for node in called)
+
+
+def share_quantizers(module: fx.GraphModule) -> None:
+    """Let nodes that call one quantizer on one parameter be one node, as a tied weight has them.
+
+    What stores its integers then finds each quantizer once.
+    """
+    first: dict[tuple[str, str], fx.Node] = {}
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and is_weight(node):
+            source = cast(fx.Node, node.args[0])
+            kept = first.setdefault((str(node.target), str(source.target)), node)
+            if kept is not node and isinstance(_called(module, node), _QUANTIZERS):
+                node.replace_all_uses_with(kept)
+                module.graph.erase_node(node)
+                if not source.users:
+                    module.graph.erase_node(source)
+
+
+def _called(module: fx.GraphModule, node: fx.Node) -> nn.Module:
+    return module.get_submodule(str(node.target))
 
 
 def activation_bits(module: fx.GraphModule) -> int:

@@ -143,3 +143,26 @@ def test_groups_of_convolutions_in_stand_alone_source(rank, tmp_path):
     (made,) = emit(fxc.compress(program, [step]).program, tmp_path, ["python"])
     assert made.comparison.max_abs == 0.0
     assert "grouped=True" in (tmp_path / "model.py").read_text()
+
+
+class Tied(torch.nn.Module):
+    """A table of words that is read as a parameter for the output too."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = torch.nn.Embedding(40, 32)
+        self.inner = torch.nn.Linear(32, 32)
+
+    def forward(self, ids):
+        return torch.nn.functional.linear(self.inner(self.words(ids)).relu(), self.words.weight)
+
+
+@pytest.mark.parametrize("options", [{"bits": 8, "group": None}, {"bits": 4, "group": 16}], ids=str)
+def test_a_table_read_by_two_nodes_is_stored_once(options, tmp_path):
+    torch.manual_seed(0)
+    program = capture(Tied().eval(), (torch.randint(0, 40, (2, 5)),))
+    made = quantised(program, {**options, "embeddings": True}).program
+    calls = [str(node.target) for node in made.nodes if "words" in str(node.target)]
+    assert calls.count("words_weight_fq") == 2, "the graph calls its quantizer twice"
+    found = emitted(made, tmp_path, ("python", "pt2", "onnx"))
+    assert all(each.comparison.relative < 0.01 for each in found.values())
