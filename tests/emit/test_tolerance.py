@@ -1,5 +1,6 @@
 """How far artefacts of quantised programs may be off."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 import fxcompress as fxc
+from fxcompress.emit import _tolerance
 from fxcompress.emit._fresh import Tolerance
 from fxcompress.emit._job import Job
 from fxcompress.emit._plain import plain_program
@@ -44,7 +46,18 @@ def test_a_tame_program_is_held_to_the_usual():
     assert tolerances(0.5).of("onnx") == Tolerance(0.1, 0.99)
 
 
-def test_ties_that_a_program_amplifies_are_allowed_for_in_other_runtimes_alone():
+def nudged(module):
+    """Return a copy whose weights are off by enough to cross ties, whatever the threads add up."""
+    made = copy.deepcopy(module)
+    with torch.no_grad():
+        for tensor in (*made.parameters(), *made.buffers()):
+            if tensor.is_floating_point():
+                tensor.mul_(1 + 1e-3)
+    return made
+
+
+def test_ties_that_a_program_amplifies_are_allowed_for_in_other_runtimes_alone(monkeypatch):
+    monkeypatch.setattr(_tolerance, "shaken", nudged)
     found = tolerances(20.0)
     assert found.of("onnx").relative > 0.1
     assert 0.85 <= found.of("onnx").cosine < 0.99
