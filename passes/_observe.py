@@ -54,8 +54,7 @@ def observe(
         module.eval()
         with torch.no_grad():
             for batch in batches:
-                args, kwargs = ((), batch) if isinstance(batch, Mapping) else (batch, {})
-                leaves = program.signature.flatten(args, kwargs)
+                leaves: list[Any] = program.signature.leaves_of(batch)
                 watch.run(*leaves, enable_io_processing=False)
                 count += 1
     finally:

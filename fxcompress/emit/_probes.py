@@ -47,11 +47,7 @@ def probes(
     first, second = _sizes(program.dims if dims is None else dims)
     if example_inputs is None:
         return _drawn(program, first, seed), _drawn(program, second, seed + 1)
-    by_name = isinstance(example_inputs, Mapping)
-    leaves = program.signature.flatten(
-        () if by_name else tuple(example_inputs),
-        dict(example_inputs) if by_name else {},
-    )
+    leaves = program.signature.leaves_of(example_inputs)
     return _resized(program, leaves, first), _resized(program, leaves, second)
 
 

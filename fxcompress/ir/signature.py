@@ -93,6 +93,15 @@ class Signature:
 
         return flatten_call(self, args, kwargs)
 
+    def leaves_of(self, batch: Sequence[Any] | Mapping[str, Any]) -> list[torch.Tensor]:
+        """Return the tensor leaves of a batch: positional arguments, or arguments by name.
+
+        Raises:
+            ModelError: As `flatten`.
+        """
+        args, kwargs = ((), batch) if isinstance(batch, Mapping) else (tuple(batch), {})
+        return self.flatten(args, kwargs)
+
     def unflatten(self, leaves: Sequence[Any]) -> Any:
         """Return the flat outputs of the graph in the original's structure."""
         return pytree.tree_unflatten(list(leaves), self.output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,7 @@ from fxcompress.pipeline._probes import Leaves, first_bad, has_bad, probes, run
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
-    from fxcompress.pipeline.context import Batch, Context
+    from fxcompress.pipeline.context import Context
 
 __all__ = ["Measured", "Probing"]
 
@@ -139,16 +139,12 @@ def _from_data(program: Program, context: Context) -> tuple[Leaves, ...]:
     """Return the first samples of a split as a probe: `eval`, `calibration`, or another one."""
     names = sorted(context.data, key=lambda name: (name != "eval", name != "calibration", name))
     for batch, _ in context.labelled(names[0]) if names else ():
-        leaves = program.signature.flatten(*_call(batch))
+        leaves = program.signature.leaves_of(batch)
         leading = {leaf.shape[0] for leaf in leaves if leaf.dim()}
         if len(leading) == 1:
             leaves = [leaf[: _samples(program)] if leaf.dim() else leaf for leaf in leaves]
         return (tuple(leaves),) if _fits(program, leaves) else ()
     return ()
-
-
-def _call(batch: Batch) -> tuple[tuple[object, ...], Mapping[str, object]]:
-    return ((), batch) if isinstance(batch, Mapping) else (batch, {})
 
 
 def _samples(program: Program) -> int:

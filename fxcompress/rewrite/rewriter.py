@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from fxcompress.ir.program import Program
+from fxcompress.ir.walk import upstream
 from fxcompress.rewrite._finish import finish, propagate_changes
 from fxcompress.rewrite._modules import place
 from fxcompress.rewrite._reader import Reader
@@ -131,11 +132,11 @@ class GraphRewriter(Reader):
         Raises:
             PassError: A user comes before `new` in the graph.
         """
-        upstream = _ancestors(new)
+        before = upstream(new)
         users = [
             user
             for user in old.users
-            if user is not new and user not in upstream and (only is None or only(user))
+            if user is not new and user not in before and (only is None or only(user))
         ]
         for user in users:
             if user < new:
@@ -333,14 +334,3 @@ def _first_after_placeholders(graph: fx.Graph) -> fx.Node:
 def _parameter(value: torch.Tensor, *, trainable: bool) -> nn.Parameter:
     floating = value.is_floating_point() or value.is_complex()
     return nn.Parameter(value, requires_grad=trainable and floating)
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        for each in stack.pop().all_input_nodes:
-            if each not in found:
-                found.add(each)
-                stack.append(each)
-    return found

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from fxcompress._imports import imported
 from fxcompress._torchvision import declare_operators
-from fxcompress.errors import MissingExtraError, ModelError
+from fxcompress.errors import ModelError
 from fxcompress.pipeline._close import did_you_mean
 from fxcompress.spec.models import HfModel, TimmModel, TorchvisionModel
 
@@ -21,17 +20,9 @@ _LOADING = {"attn_implementation", "dtype"}
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
-def _library(name: str, install: str, where: str) -> ModuleType:
+def _library(name: str, install: str, where: str) -> Any:
     declare_operators()
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{name} is not installed",
-            reason=str(error),
-            hint=f"pip install {install}",
-            where=where,
-        ) from error
+    return imported(name, hint=f"pip install {install}", where=where)
 
 
 def from_timm(block: TimmModel, where: str) -> nn.Module:

@@ -6,15 +6,15 @@ seed gives the same images, whatever the model draws and wherever a training is 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxcompress._imports import imported
 from fxcompress._torchvision import declare_operators
-from fxcompress.errors import DataError, MissingExtraError
+from fxcompress.errors import DataError
 from fxcompress.train.augment_config import Augment
 
 __all__ = ["Augmentation"]
@@ -128,11 +128,8 @@ def _is_images(value: Any) -> bool:
 
 def _transforms() -> Any:
     declare_operators()
-    try:
-        return importlib.import_module("torchvision.transforms.v2")
-    except ImportError as error:
-        raise MissingExtraError(
-            "torchvision is not installed",
-            reason=f"`augment` needs its transforms ({error})",
-            hint="pip install torchvision, in the build that fits your torch",
-        ) from error
+    return imported(
+        "torchvision.transforms.v2",
+        needs="`augment` needs its transforms",
+        hint="pip install torchvision, in the build that fits your torch",
+    )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from fxcompress.errors import MissingExtraError
+from fxcompress._imports import imported
 
 __all__ = ["needed"]
 
@@ -20,12 +19,4 @@ def needed(module: str, what: str) -> Any:
     Raises:
         MissingExtraError: It is not installed.
     """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise MissingExtraError(
-            f"{package} is not installed",
-            reason=f"{what} needs it ({error})",
-            hint="pip install 'fxcompress[train]'",
-        ) from error
+    return imported(module, needs=f"{what} needs it", hint="pip install 'fxcompress[train]'")

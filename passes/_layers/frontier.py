@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,8 +43,7 @@ class Frontier:
         self.values: list[dict[fx.Node, Any]] = []
         self._inputs: list[Iterator[Any]] = []
         for batch in batches:
-            args, kwargs = ((), batch) if isinstance(batch, Mapping) else (batch, {})
-            self._inputs.append(iter(program.signature.flatten(args, kwargs)))
+            self._inputs.append(iter(program.signature.leaves_of(batch)))
             self.values.append({})
         if not self.values:
             raise DataError("there is no calibration data", hint="name a split called calibration")

@@ -139,8 +139,7 @@ def _leaves(program: Program, batches: Iterable[Batch]) -> Iterator[list[Any]]:
     """Yield the tensors of each batch in the order of the inputs."""
     count = 0
     for batch in batches:
-        args, kwargs = ((), batch) if isinstance(batch, Mapping) else (batch, {})
-        yield list(program.signature.flatten(args, kwargs))
+        yield program.signature.leaves_of(batch)
         count += 1
     if count == 0:
         raise DataError("there is no calibration data", hint="name a split called calibration")

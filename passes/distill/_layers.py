@@ -134,8 +134,7 @@ class _Reader(fx.Interpreter):
         """Return the value of each layer, `[batch, places…, width]`."""
         self._kept.clear()
         with torch.no_grad(), evaluating(self._program.module):
-            args, kwargs = ((), batch) if hasattr(batch, "keys") else (tuple(batch), {})
-            leaves = self._program.signature.flatten(args, kwargs)
+            leaves: list[Any] = self._program.signature.leaves_of(batch)
             self.run(*leaves, enable_io_processing=False)
         found = []
         for node, width in zip(self._nodes, self._widths, strict=True):

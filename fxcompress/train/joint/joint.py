@@ -99,8 +99,7 @@ class Joint:
         Raises:
             ModelError: The batch does not fit the call that was captured.
         """
-        args, kwargs = ((), batch) if isinstance(batch, Mapping) else (tuple(batch), {})
-        inputs = self.student.signature.flatten(args, kwargs)
+        inputs = self.student.signature.leaves_of(batch)
         outputs = self.module(*inputs, batch, target, progress)
         leaves = self.student.signature.output.num_leaves
         count = leaves + len(self.terms)

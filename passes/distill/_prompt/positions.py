@@ -11,6 +11,7 @@ from torch import fx
 from fxcompress.errors import UsageError
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import bind
+from fxcompress.ir.walk import upstream
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -93,7 +94,7 @@ def _largest(
         elif entry is not None:
             value.fill_(entry.fill or 0)
         values[tensor.name] = value
-    needed = _ancestors(source)
+    needed = {source, *upstream(source)}
     runner = fx.Interpreter(program.module)
     with torch.no_grad():
         for node in program.nodes:
@@ -104,13 +105,3 @@ def _largest(
             else:
                 runner.env[node] = runner.run_node(node)
     return int(runner.env[source].max())
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found, stack = {node}, [node]
-    while stack:
-        for each in stack.pop().all_input_nodes:
-            if each not in found:
-                found.add(each)
-                stack.append(each)
-    return found

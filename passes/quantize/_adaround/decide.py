@@ -164,7 +164,7 @@ def _in_batches(
 
     Where samples differ in their other sizes, or the batch size is fixed, batches stay as given.
     """
-    leaves = [_flat(program, each) for each in batches]
+    leaves = [program.signature.leaves_of(each) for each in batches]
     shapes = {tuple(tuple(leaf.shape[1:]) for leaf in each) for each in leaves}
     free = all(each.shape and isinstance(each.shape[0], str) for each in program.signature.inputs)
     if not free or len(shapes) != 1 or any(leaf.dim() == 0 for leaf in leaves[0]):
@@ -176,11 +176,6 @@ def _in_batches(
         _like(batches[0], [leaf[part] for leaf in joined], program)
         for part in order.tensor_split(count)
     ]
-
-
-def _flat(program: Program, batch: ModelBatch) -> list[Tensor]:
-    args, kwargs = ((), batch) if isinstance(batch, Mapping) else (batch, {})
-    return list(program.signature.flatten(args, kwargs))
 
 
 def _like(batch: ModelBatch, leaves: Sequence[Any], program: Program) -> ModelBatch:

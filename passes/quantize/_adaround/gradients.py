@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,8 +45,7 @@ def _of_batch(
     program: Program, batch: Batch, nodes: Sequence[fx.Node], generator: torch.Generator
 ) -> tuple[Tensor, ...]:
     runner = _Cut(program.module, nodes)
-    args, kwargs = ((), batch) if isinstance(batch, Mapping) else (batch, {})
-    leaves: list[Any] = program.signature.flatten(args, kwargs)
+    leaves: list[Any] = program.signature.leaves_of(batch)
     with torch.enable_grad():
         found = runner.run(*leaves, enable_io_processing=False)
         tensors = [each for each in pytree.tree_leaves(found) if isinstance(each, Tensor)]

@@ -98,8 +98,7 @@ def mean_traces(
 
 
 def _outputs(program: Program, module: fx.GraphModule, batch: Batch) -> list[Tensor]:
-    args, kwargs = ((), batch) if isinstance(batch, Mapping) else (batch, {})
-    leaves: list[Any] = program.signature.flatten(args, kwargs)
+    leaves: list[Any] = program.signature.leaves_of(batch)
     with torch.enable_grad():
         found = fx.Interpreter(module).run(*leaves, enable_io_processing=False)
     tensors = [each for each in pytree.tree_leaves(found) if isinstance(each, Tensor)]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import fx
+
 from fxcompress.errors import PassError
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import op_name
+from fxcompress.ir.walk import upstream
 from passes.quantize import _insert
 from passes.quantize._gates import insert_gates
 from passes.quantize._weight_only import insert as weight_only
@@ -61,12 +64,6 @@ def check(program: Program, decision: MixedDecision) -> None:
                 )
 
 
-def _from_activations(node: Any) -> bool:
+def _from_activations(node: fx.Node) -> bool:
     """Whether a quantizer's operand depends on an input."""
-    seen = list(node.all_input_nodes)
-    while seen:
-        each = seen.pop()
-        if each.op == "placeholder":
-            return True
-        seen += each.all_input_nodes
-    return False
+    return any(each.op == "placeholder" for each in upstream(node))

@@ -81,9 +81,8 @@ def output_losses(
 
 def _values(program: Program, batch: Batch) -> dict[fx.Node, Any]:
     """Return the value of every node for one batch."""
-    args, kwargs = ((), batch) if hasattr(batch, "keys") else (batch, {})
     runner = fx.Interpreter(program.module, garbage_collect_values=False)
-    leaves = program.signature.flatten(args, kwargs)  # type: ignore[arg-type]
+    leaves: list[Any] = program.signature.leaves_of(batch)
     runner.run(*leaves, enable_io_processing=False)
     return runner.env
 
