@@ -7,7 +7,7 @@ started again with the same snapshot folder, it ends in the same bits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,13 @@ from fxcompress.train._feed import Feed
 from fxcompress.train._groups import trained
 from fxcompress.train._loop import FitResult, Loop, tensors_of
 from fxcompress.train._modes import trainable, training
-from fxcompress.train._objective import make_objective
+from fxcompress.train._objective import Objective, make_objective
 from fxcompress.train._optimizers import Group
 from fxcompress.train._rows import Rows
 from fxcompress.train._sharding import fill, shard, sharding, whole
 from fxcompress.train._snapshots import Snapshots
 from fxcompress.train._world import World
-from fxcompress.train.config import FitConfig
+from fxcompress.train.config import FitConfig, ParameterGroup
 from fxcompress.train.data import Split, one_split
 from fxcompress.train.hooks import Hooks
 from fxcompress.train.metrics import evaluating
@@ -91,22 +91,17 @@ def fit(
     groups = trained(config.groups, trainable(module, names))
     chosen = {name: parameter for _, found in groups for name, parameter in found.items()}
     world.check_same({"seed": str(seed), **_options(config), "trained": " ".join(chosen)})
-    split = data if isinstance(data, Split) else one_split(config.split, data, "the data")
-    _check_filled(split)
-    change = None if config.augment is None else Augmentation(config.augment)
+    feed = _feed(config, data, seed)
     objective = make_objective(
         module, config, hooks, seed, teacher=teacher, functions=functions, joining=joining
     )
-    members: list[Group] = [(own, tuple(found.values())) for own, found in groups]
-    if extra := tuple(objective.parameters().values()):
-        members.append((None, extra))
     loop = Loop(
         module=module,
         plain=plain,
         config=config,
-        feed=Feed(split, config.shuffle, seed, change),
+        feed=feed,
         objective=objective,
-        groups=tuple(members),
+        groups=_members(groups, objective),
         world=world,
         evaluate=evaluate,
         upwards=higher_is_better and evaluate is not None,
@@ -151,6 +146,23 @@ def _among_processes(
                 hint="start it without --use_fsdp: every process then has the whole model",
             )
     return shard(module, device), world
+
+
+def _feed(config: FitConfig, data: Iterable[Any], seed: int) -> Feed:
+    split = data if isinstance(data, Split) else one_split(config.split, data, "the data")
+    _check_filled(split)
+    change = None if config.augment is None else Augmentation(config.augment)
+    return Feed(split, config.shuffle, seed, change)
+
+
+def _members(
+    groups: Sequence[tuple[ParameterGroup | None, Mapping[str, nn.Parameter]]], objective: Objective
+) -> tuple[Group, ...]:
+    """Return the groups of the optimiser; what losses and projectors learn is one of its own."""
+    members: list[Group] = [(own, tuple(found.values())) for own, found in groups]
+    if extra := tuple(objective.parameters().values()):
+        members.append((None, extra))
+    return tuple(members)
 
 
 def _check_filled(split: Split) -> None:
