@@ -4,11 +4,13 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
 from fxcompress.pipeline.catalog import GROUP, Catalog, catalog
-from fxcompress.spec import Spec
+from fxcompress.spec import Spec, load_model
 
 CHANNELS = '''
 from typing import Annotated, Any, Literal
@@ -88,6 +90,49 @@ def build(width: int = 4) -> torch.nn.Module:
     linear = torch.nn.Linear
     return torch.nn.Sequential(linear(3, width), torch.nn.ReLU(), linear(width, 2))
 """
+NETS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, width), nn.Linear(width, 3)
+        self.drop = nn.Dropout(0.5)
+    def forward(self, x, scale=None, *, bias=None):
+        x = self.b(self.drop(self.a(x).relu()))
+        x = x if scale is None else x * scale
+        return x if bias is None else x + bias
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+    def forward(self, x):
+        return self.head(self.embed(x))
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+
+def net(width=4): return Net(width)
+def branching(): return Branching()
+def tied(): return Tied()
+def fails(width=4):
+    raise RuntimeError("no such disk")
+def nothing(): return None
+def pair(): return Net(4), 3
+def on_meta():
+    with torch.device("meta"):
+        return Net(4)
+def reads_values():
+    model = Net(4)
+    model.level = float(torch.ones(1))
+    return model
+NUMBER = 4
+"""
+INPUTS = [{"name": "x", "shape": ["batch", 3]}]
 DATA = """
 import torch
 
@@ -131,3 +176,24 @@ def load(folder: Path, passes: Catalog) -> Callable[..., Spec]:
         return Spec.load(folder / name, overrides, passes=passes)
 
     return loaded
+
+
+@pytest.fixture
+def spec(folder: Path, passes: Catalog) -> Callable[..., Spec]:
+    """Parse a spec of a model in `model.py`, by default `net`, with these other blocks."""
+    (folder / "model.py").write_text(NETS)
+
+    def parsed(model: Any = "model.py:net", **blocks: Any) -> Spec:
+        return Spec.parse(
+            {"fxcompress": 1, "model": model, "inputs": INPUTS, **blocks},
+            folder=folder,
+            passes=passes,
+        )
+
+    return parsed
+
+
+def built(spec: Spec) -> nn.Module:
+    model = load_model(spec).model
+    assert isinstance(model, nn.Module)
+    return model
