@@ -8,7 +8,7 @@ accelerate datasets dill`, with GPTQMODEL_CPU_WORKERS=2; nncf has an environment
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeAlias
@@ -16,13 +16,12 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fxcompress.spec import Spec
-from fxcompress.spec.load_model import build_model
-
 __all__ = ["NAMES", "quantise"]
 
+Batches: TypeAlias = Sequence[Mapping[str, Tensor]]
 
-def _torchao(model: nn.Module, bits: int, group: int | None, windows: Sequence[Tensor]) -> None:
+
+def _torchao(model: nn.Module, bits: int, group: int | None, batches: Batches) -> None:
     from torchao.quantization import IntxWeightOnlyConfig, quantize_  # type: ignore[import-not-found]
     from torchao.quantization.granularity import (  # type: ignore[import-not-found]
         PerAxis,
@@ -34,7 +33,7 @@ def _torchao(model: nn.Module, bits: int, group: int | None, windows: Sequence[T
     quantize_(model, config, filter_fn=lambda module, name: _chosen(name, module))
 
 
-def _hqq(model: nn.Module, bits: int, group: int | None, windows: Sequence[Tensor]) -> None:
+def _hqq(model: nn.Module, bits: int, group: int | None, batches: Batches) -> None:
     from hqq.core.quantize import (  # type: ignore[import-not-found]
         BaseQuantizeConfig,
         HQQLinear,
@@ -47,7 +46,7 @@ def _hqq(model: nn.Module, bits: int, group: int | None, windows: Sequence[Tenso
             model.set_submodule(name, made)
 
 
-def _nncf(model: nn.Module, bits: int, group: int | None, windows: Sequence[Tensor]) -> None:
+def _nncf(model: nn.Module, bits: int, group: int | None, batches: Batches) -> None:
     """AWQ and scale estimation on the calibration windows; a group that does not fit is adjusted.
 
     Its GPTQ is for OpenVINO models only, and so are its 3 bits; 8 take no data.
@@ -56,14 +55,14 @@ def _nncf(model: nn.Module, bits: int, group: int | None, windows: Sequence[Tens
 
     modes = nncf.CompressWeightsMode
     mode = {8: modes.INT8_ASYM, 4: modes.INT4_ASYM}[bits]
-    dataset = nncf.Dataset([{"input_ids": each} for each in windows])
+    dataset = nncf.Dataset([dict(each) for each in batches])
     advanced = nncf.AdvancedCompressionParameters(
         group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
     )
     settings = {
         "ratio": 1.0,
         "group_size": group or -1,
-        "subset_size": len(windows),
+        "subset_size": len(batches),
         "awq": True,
         "scale_estimation": True,
         "backup_mode": nncf.BackupMode.NONE,
@@ -72,9 +71,7 @@ def _nncf(model: nn.Module, bits: int, group: int | None, windows: Sequence[Tens
     nncf.compress_weights(model, mode=mode, dataset=dataset, **(settings if bits < 8 else {}))
 
 
-def _gptqmodel(
-    model: nn.Module, bits: int, group: int | None, windows: Sequence[Tensor]
-) -> nn.Module:
+def _gptqmodel(model: nn.Module, bits: int, group: int | None, batches: Batches) -> nn.Module:
     """Its defaults (symmetric, static groups ordered by activation) on the calibration windows.
 
     It takes models from folders. What it packs is read back, which computes the same sooner.
@@ -93,7 +90,7 @@ def _gptqmodel(
         words.save_pretrained(folder)
         loaded = GPTQModel.load(folder, config, device="cpu", dtype=torch.float32)
         loaded.quantize(
-            [{"input_ids": each, "attention_mask": torch.ones_like(each)} for each in windows],
+            [{**each, "attention_mask": torch.ones_like(each["input_ids"])} for each in batches],
             batch_size=1,
         )
     made: nn.Module = loaded.model
@@ -120,7 +117,7 @@ def _chosen(name: str, module: nn.Module) -> bool:
 
 
 # A peer changes the model it is given, or returns another.
-Quantise: TypeAlias = Callable[[nn.Module, int, int | None, Sequence[Tensor]], nn.Module | None]
+Quantise: TypeAlias = Callable[[nn.Module, int, int | None, Batches], nn.Module | None]
 
 _PEERS: Final[dict[str, tuple[str, Quantise]]] = {
     "torchao": ("torchao", _torchao),
@@ -132,20 +129,24 @@ NAMES: Final = tuple(_PEERS)
 
 
 def quantise(
-    name: str, spec: Path, bits: int, group: int | None, windows: Sequence[Tensor]
+    name: str,
+    build: Callable[[], nn.Module],
+    bits: int,
+    group: int | None,
+    batches: Batches,
 ) -> nn.Module | None:
-    """Return the model of a spec quantised by a peer, or None where that is not installed.
+    """Return a model quantised by a peer, or None where that is not installed.
 
     Args:
         name: Of the peer.
-        spec: Whose model.
+        build: Makes the model, which the peer may change.
         bits: Width of the integers.
         group: Weights that share a scale; None: a row.
-        windows: Calibration data, token ids `[1, window]` each.
+        batches: Calibration data, the model's inputs by name.
     """
     package, function = _PEERS[name]
     if importlib.util.find_spec(package) is None:
         return None
-    model: Any = build_model(Spec.load(spec))
-    made: nn.Module = function(model, bits, group, windows) or model
+    model = build()
+    made: nn.Module = function(model, bits, group, batches) or model
     return made.eval()

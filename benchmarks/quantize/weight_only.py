@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from fxcompress.ir import Program
 from fxcompress.pipeline import Context
 from fxcompress.rewrite import GraphRewriter
 from fxcompress.spec import Spec, load_data, load_metric, load_program, parse_steps
+from fxcompress.spec.load_model import build_model
 
 __all__ = ["Candidate", "Row", "candidates", "main", "read", "recovered", "render"]
 
@@ -92,6 +94,7 @@ class Bench:
     def __init__(self) -> None:
         sizes = {"evaluate": EVALUATE, "calibration": CALIBRATION, "train": 0, "batch": 1}
         spec = Spec.load(SPEC, [f"data.args.{name}={value}" for name, value in sizes.items()])
+        self.build = partial(build_model, spec)
         self.program = load_program(spec)
         self.data = load_data(spec)
         metric = load_metric(spec)
@@ -108,9 +111,9 @@ class Bench:
         """Return the figures of a candidate; None where its peer is not installed."""
         start = time.process_time()
         if candidate.method in _peers.NAMES:
-            windows = [batch["input_ids"] for batch, _ in self.data["calibration"]]
+            batches = [batch for batch, _ in self.data["calibration"]]
             module = _peers.quantise(
-                candidate.method, SPEC, candidate.bits, candidate.group, windows
+                candidate.method, self.build, candidate.bits, candidate.group, batches
             )
             if module is None:
                 return None

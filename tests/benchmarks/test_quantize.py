@@ -33,6 +33,6 @@ def test_agreement_of_embeddings() -> None:
     assert abs(least - 0.5**0.5) < 1e-6
     assert abs(mean - (2 + 0.5**0.5) / 3) < 1e-6
     page = minilm.render([minilm.Row(4, 32, "gptq", 0.99, 0.98, 0.9, 15.0)])
-    assert "| int4 g32 | float | gptq | 0.9900 | 0.9800 | 90% | 15 |" in page
+    assert "| int4 g32 | float | gptq | 0.99000 | 0.98000 | 90.0% | 15 |" in page
     page = minilm.render([minilm.Row(8, None, "static", 0.99, 0.98, 0.9, 15.0, activations=8)])
-    assert "| int8 channel | int8 | static | 0.9900 | 0.9800 | 90% | 15 |" in page
+    assert "| int8 channel | int8 | static | 0.99000 | 0.98000 | 90.0% | 15 |" in page

@@ -44,15 +44,15 @@ def descend(
     """
     grid = refit(weight, grid, integers, hessian)
     for _ in range(sweeps):
-        integers = _sweep(weight, grid, integers, hessian)
+        integers, slope = _sweep(weight, grid, integers, hessian)
         if not grid.width.symmetric:
-            grid = _shifted(weight, grid, integers, hessian)
-        grid = refit(weight, grid, integers, hessian)
+            grid = _shifted(grid, weight.shape[-1], hessian, slope)
+        grid = refit(weight, grid, integers, hessian, slope)
     return grid, integers
 
 
-def _sweep(weight: Tensor, grid: Grid, integers: Tensor, hessian: Tensor) -> Tensor:
-    """Return every integer at the best place for the others, column after column."""
+def _sweep(weight: Tensor, grid: Grid, integers: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """Return every integer at the best place for the others, column after column, and D H."""
     # Columns are rows here: what is worked on together lies together.
     made = grid.values(integers).flatten(1)
     slope = hessian @ (weight.flatten(1) - made).t()
@@ -76,15 +76,16 @@ def _sweep(weight: Tensor, grid: Grid, integers: Tensor, hessian: Tensor) -> Ten
             chosen[j] = q
             near.addr_(hessian[start:end, j], step, alpha=-1)
         slope.addmm_(hessian[:, start:end], moved, alpha=-1)
-    return chosen.t().reshape(integers.shape)
+    return chosen.t().reshape(integers.shape), slope.t().contiguous()
 
 
-def _shifted(weight: Tensor, grid: Grid, integers: Tensor, hessian: Tensor) -> Grid:
-    """Return the grid with every zero point at the best place for the others."""
-    elements = weight.shape[-1]
-    slope = (weight - grid.values(integers)).flatten(1) @ hessian
+def _shifted(grid: Grid, elements: int, hessian: Tensor, slope: Tensor) -> Grid:
+    """Return the grid with every zero point at the best place for the others.
+
+    `slope`, D H of `[rows, columns]`, is brought up to date in place.
+    """
     zero_point = grid.zero_point.clone()
-    for index in range(weight.shape[1]):
+    for index in range(zero_point.shape[1]):
         part = slice(index * elements, (index + 1) * elements)
         s = grid.scale[:, index]
         curve = hessian[part, part].sum()

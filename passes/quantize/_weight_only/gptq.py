@@ -119,7 +119,9 @@ def gptq(weight: Tensor, grid: Grid, factored: Factor) -> Tensor:
     return restored.t().reshape(weight.shape)
 
 
-def refit(weight: Tensor, grid: Grid, integers: Tensor, hessian: Tensor) -> Grid:
+def refit(
+    weight: Tensor, grid: Grid, integers: Tensor, hessian: Tensor, slope: Tensor | None = None
+) -> Grid:
     """Return the grid with the scales that give the least output error for fixed integers.
 
     A row is w ≈ Σ_g s_g·d_g with d_g = q − z in group g and 0 elsewhere, so that the scales solve
@@ -130,6 +132,7 @@ def refit(weight: Tensor, grid: Grid, integers: Tensor, hessian: Tensor) -> Grid
         grid: Of `integers`.
         integers: `[rows, groups, elements]`.
         hessian: XᵀX, `[columns, columns]`.
+        slope: (W − Ŵ) H, `[rows, columns]`, where it is known.
     """
     rows, groups, elements = weight.shape
     steps = integers - grid.zero_point[..., None]
@@ -138,8 +141,9 @@ def refit(weight: Tensor, grid: Grid, integers: Tensor, hessian: Tensor) -> Grid
         part = hessian[index * elements : (index + 1) * elements]
         through = (steps[:, index] @ part).reshape(rows, groups, elements)
         normal[:, index] = (through * steps).sum(dim=-1)
-    missing = (weight - grid.values(integers)).flatten(1) @ hessian
-    wanted = (missing.reshape(weight.shape) * steps).sum(dim=-1)
+    if slope is None:
+        slope = (weight - grid.values(integers)).flatten(1) @ hessian
+    wanted = (slope.reshape(weight.shape) * steps).sum(dim=-1)
     diagonal = normal.diagonal(dim1=1, dim2=2)
     # A group of zeros has an equation of zeros.
     diagonal += _RIDGE * diagonal + 1e-12 + diagonal.mean(dim=1, keepdim=True) * 1e-6

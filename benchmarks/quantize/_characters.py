@@ -1,0 +1,167 @@
+"""A small language model of characters and its text: reading, training, scoring.
+
+The text is the King James Bible, in the public domain, as lines `Ge1:1 In the beginning …`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Characters", "Text", "bits_per_character", "calibration", "read_text", "trained"]
+
+WINDOW = 256
+_WIDTH, _HEADS, _LAYERS = 256, 4, 3
+_STEPS, _BATCH, _WARM_UP = 1200, 16, 100
+_RATE, _DECAY, _LONGEST_STEP = 2e-3, 0.1, 1.0
+# One of 20 pieces is held out.
+_PIECE, _OF = 8192, 20
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(_WIDTH)
+        self.qkv = nn.Linear(_WIDTH, 3 * _WIDTH, bias=False)
+        self.out = nn.Linear(_WIDTH, _WIDTH, bias=False)
+        self.mlp_norm = nn.LayerNorm(_WIDTH)
+        self.up = nn.Linear(_WIDTH, 4 * _WIDTH, bias=False)
+        self.down = nn.Linear(4 * _WIDTH, _WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, _HEADS, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        made = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(made.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.mlp_norm(x))))
+
+
+class Characters(nn.Module):
+    """A causal transformer with learned positions, 2.5 M parameters.
+
+    Args:
+        count: Different characters.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.characters = nn.Embedding(count, _WIDTH)
+        self.places = nn.Parameter(torch.randn(WINDOW, _WIDTH) * 0.02)
+        self.blocks = nn.Sequential(*[_Block() for _ in range(_LAYERS)])
+        self.norm = nn.LayerNorm(_WIDTH)
+        self.lm_head = nn.Linear(_WIDTH, count)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return logits `[batch, window, characters]` of what follows each of `[batch, window]`."""
+        hidden = self.characters(input_ids) + self.places
+        made: Tensor = self.lm_head(self.norm(self.blocks(hidden)))
+        return made
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as numbers of characters, one piece of 20 held out.
+
+    Attributes:
+        characters: The different ones, in order.
+        training: Pieces to train and to calibrate on.
+        held_out: Pieces to judge on.
+        digest: SHA-256 of the text.
+    """
+
+    characters: str
+    training: tuple[Tensor, ...]
+    held_out: tuple[Tensor, ...]
+    digest: str
+
+    def windows(self, held_out: bool, count: int) -> Tensor:
+        """Return `[count, window + 1]` runs of characters that do not overlap, evenly spread."""
+        pieces = self.held_out if held_out else self.training
+        size = WINDOW + 1
+        found = [piece[i : i + size] for piece in pieces for i in range(0, _PIECE - size, size)]
+        return torch.stack(found[:: len(found) // count][:count])
+
+
+def read_text(path: Path) -> Text:
+    """Read the verses of a file, without their references."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line.partition(" ")[2] for line in lines)
+    characters = "".join(sorted(set(text)))
+    place = {each: index for index, each in enumerate(characters)}
+    ids = torch.tensor([place[each] for each in text])
+    pieces = ids[: len(ids) // _PIECE * _PIECE].split(_PIECE)
+    training = tuple(piece for index, piece in enumerate(pieces) if index % _OF)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Text(characters, training, pieces[::_OF], digest)
+
+
+def trained(text: Text, cache: Path) -> tuple[Characters, float]:
+    """Return the model and the CPU seconds that training took; what `cache` holds is read.
+
+    The seed is fixed. Products are in bfloat16, so that other processors train another model.
+    """
+    file = cache / f"characters-{text.digest[:12]}-{_STEPS}.pt"
+    torch.manual_seed(0)
+    model = Characters(len(text.characters))
+    if file.exists():
+        held = torch.load(file, weights_only=True)
+        model.load_state_dict(held["state"])
+        return model.eval(), held["seconds"]
+    start = time.process_time()
+    _train(model, text)
+    seconds = time.process_time() - start
+    cache.mkdir(parents=True, exist_ok=True)
+    torch.save({"state": model.state_dict(), "seconds": seconds}, file)
+    return model.eval(), seconds
+
+
+def _train(model: Characters, text: Text) -> None:
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=_RATE, betas=(0.9, 0.95), weight_decay=_DECAY
+    )
+    for step, batch in enumerate(_batches(text)):
+        warm, done = (step + 1) / _WARM_UP, step / _STEPS
+        for group in optimizer.param_groups:
+            group["lr"] = _RATE * min(warm, 0.5 * (1 + math.cos(math.pi * done)))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = _loss(model(batch[:, :-1]), batch[:, 1:])
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), _LONGEST_STEP)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 50 == 0:
+            print(f"step {step}: {loss.item() / math.log(2):.3f} bits per character", flush=True)
+
+
+def _batches(text: Text) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    pieces = torch.stack(text.training)
+    for _ in range(_STEPS):
+        which = torch.randint(len(pieces), (_BATCH,), generator=generator)
+        start = torch.randint(_PIECE - WINDOW, (_BATCH, 1), generator=generator)
+        yield pieces[which].gather(1, start + torch.arange(WINDOW + 1))
+
+
+def _loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten())
+
+
+@torch.no_grad()
+def bits_per_character(module: nn.Module, windows: Tensor) -> float:
+    """Return the mean cross entropy in bits over all predictions in `[count, window + 1]`."""
+    parts = windows.split(_BATCH)
+    losses = [_loss(module(each[:, :-1]), each[:, 1:]) * len(each) for each in parts]
+    return float(torch.stack(losses).sum()) / len(windows) / math.log(2)
+
+
+def calibration(text: Text, count: int) -> Sequence[Mapping[str, Tensor]]:
+    """Return windows of the training pieces as batches of inputs."""
+    return [{"input_ids": each[:, :-1]} for each in text.windows(False, count).split(_BATCH)]
