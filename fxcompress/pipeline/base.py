@@ -91,6 +91,10 @@ class Pass(ABC, Generic[OptionsT, DecisionT]):
         """Return the splits that a run with these options cannot do without; `needs`, if fixed."""
         return type(self).needs
 
+    def follows(self, options: OptionsT) -> frozenset[str]:
+        """Return the ids of earlier steps whose results it reads, by default of none."""
+        return frozenset()
+
     def promises(self, options: OptionsT) -> Preserves:
         """Return what a run with these options preserves; `preserves`, if fixed."""
         return type(self).preserves

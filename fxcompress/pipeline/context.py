@@ -31,6 +31,7 @@ class Context:
         planning: Decide what can be decided without running the model; name the rest as pending.
         original: The Program before the first pass; the teacher of a distillation.
         teacher: Another teacher, given to `compress`.
+        steps: By id, the results of earlier steps that this or a later one reads.
         name: The run's name.
         spec: Digest of the spec and all it extends and names; empty when composed in code.
         folder: Where the files lie that options name: the spec's folder, or the working folder.
@@ -51,6 +52,7 @@ class Context:
     planning: bool = False
     original: Program | None = None
     teacher: Program | None = None
+    steps: dict[str, Program] = field(default_factory=dict)
     name: str = "run"
     spec: str = ""
     folder: Path = Path()

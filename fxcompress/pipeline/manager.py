@@ -101,7 +101,7 @@ def execute(
             store = FolderStore(stack.enter_context(folder), program, spill)
         elif resume:
             raise RunFolderError("there is nothing to resume", reason="no run folder was given")
-        context = replace(context, original=program, planning=False, read={})
+        context = replace(context, original=program, planning=False, read={}, steps={})
         if world.rank:
             on_event = context.on_progress = None
         return _Run(program, context, store, lock, plan, on_event, world).go(
@@ -137,6 +137,8 @@ class _Run:
     def go(self, pipeline: Pipeline, documents: Mapping[str, str]) -> Execution:
         """Check, then apply every step that is not done yet."""
         check_runnable(self.original, pipeline, self.context)
+        if self.lock is None:
+            pipeline.check_follows()
         digests = Digests()
         identity = Identity.of(self.original, pipeline, self.context, digests)
         start = self._start(identity, pipeline)
@@ -183,7 +185,10 @@ class _Run:
         else:
             self.runner.digests.rebind(state.program)
         _collect()
+        needed = state.pipeline.read_from(state.done)
         for index, step in enumerate(state.pipeline.steps[: state.done], start=1):
+            if step.id in needed:
+                self.context.steps[step.id] = self.store.load(state, index)
             self.store.clear_scratch(index, step)
             self._tell("resume", index, state)
 
@@ -210,6 +215,9 @@ class _Run:
         self.world.wait()
         self.store.clear_scratch(index, step)
         lock = done.lock.with_pass(applied.entry, arrays, self.context.read)
+        needed = state.pipeline.read_from(index)
+        reached = {**self.context.steps, step.id: done.program}
+        self.context.steps = {name: each for name, each in reached.items() if name in needed}
         return replace(done, lock=lock)
 
     def _apply(self, state: State, index: int, step: Step) -> Applied:

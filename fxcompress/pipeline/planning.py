@@ -55,7 +55,8 @@ def plan(
     """
     pipeline = Pipeline(expanded(steps))
     check_metric(pipeline, context.metric)
-    context = replace(context, planning=True, original=program, read={})
+    pipeline.check_follows()
+    context = replace(context, planning=True, original=program, read={}, steps={})
     program.verify()
     check_finite(program)
     digests = Digests()
@@ -74,6 +75,8 @@ def plan(
                 raise
             raise raised from error
         decided[step.id] = basis.passes[-1].decision
+        if step.id in pipeline.read_from(index):
+            context.steps[step.id] = program
         settled = row.settled and all(each.settled for each in rows)
         checked = tuple(limits(original, row.cost)) if limits else ()
         rows.append(row.model_copy(update={"settled": settled, "limits": checked}))

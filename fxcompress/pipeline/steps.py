@@ -81,6 +81,29 @@ class Pipeline:
                 )
             seen.add(step.id)
 
+    def check_follows(self) -> None:
+        """Check that each step reads results of earlier steps alone.
+
+        Raises:
+            UsageError: One reads the result of a step that does not come before it.
+        """
+        before: list[str] = []
+        for step in self.steps:
+            for name in sorted(step.pass_.follows(step.options)):
+                if name not in before:
+                    raise UsageError(
+                        f"{step.id} reads the result of the step {name}, which is not before it",
+                        reason=f"before it come {', '.join(before) or 'none'}",
+                        hint="name an earlier step by its `id`",
+                        where=step.where or None,
+                    )
+            before.append(step.id)
+
+    def read_from(self, done: int) -> frozenset[str]:
+        """Return the ids of the steps whose results are read after the first `done` steps."""
+        later = self.steps[done:]
+        return frozenset().union(*(step.pass_.follows(step.options) for step in later))
+
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from fxcompress.errors import Problem
 from fxcompress.pipeline._close import did_you_mean
+from fxcompress.pipeline.rounds import Rounds
 from fxcompress.pipeline.steps import Step
 from fxcompress.spec._source import Key, Map, Node, descend
 from fxcompress.spec.models import Blocks, DataFactory
@@ -21,6 +22,7 @@ def inconsistencies(
         *_inputs(blocks, tree),
         *_dims(blocks, tree),
         *_splits(blocks, steps, places, tree),
+        *_followed(steps, places, tree),
         *_metric(blocks, tree),
         *_emitted(blocks, tree),
     ]
@@ -80,6 +82,18 @@ def _splits(
             example = f'add `data: {{factory: "data.py:splits"}}`, which makes `{split}`'
             hint = did_you_mean(split, known, kind="splits") if known else example
             yield _problem(tree, key, message, hint)
+
+
+def _followed(steps: Sequence[Step], places: Sequence[int], tree: Map) -> Iterator[Problem]:
+    before: list[str] = []
+    for step, index in zip(steps, places, strict=True):
+        # The steps of rounds get their ids later: a run checks those.
+        if not any(isinstance(each.pass_, Rounds) for each in steps):
+            for name in sorted(step.pass_.follows(step.options).difference(before)):
+                hint = did_you_mean(name, before, kind="steps")
+                message = f"`{step.use}` reads the result of a step, and there is no step `{name}` "
+                yield _problem(tree, ("passes", index), f"{message}before it", hint)
+        before.append(step.id)
 
 
 def _metric(blocks: Blocks, tree: Map) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -119,7 +120,9 @@ class Gradients:
     def _counted(self, pieces: Pieces, moment: Moment) -> dict[str, float]:
         """Return by how much each term is divided, from a pass without gradients."""
         seen: dict[str, float] = defaultdict(float)
-        with torch.no_grad(), evaluating(self.objective.module):
+        with torch.no_grad(), ExitStack() as stack:
+            for model in self.objective.models:
+                stack.enter_context(evaluating(model))
             for batch, target, counting in pieces:
                 _add(_counts(self._parts(batch, target, moment), counting), seen)
         return self.world.sum(seen)

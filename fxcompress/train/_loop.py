@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -88,7 +88,9 @@ class Loop:
         self.optimizer = make_optimizer(config.optimizer, self.groups)
         self.precision = Precision(config.precision, self.device)
         self.gradients = Gradients(self.objective, self.parameters, self.precision, self.world)
-        self.buffers = [b for b in self.module.buffers() if b.is_floating_point()]
+        models = self.objective.models
+        self.buffers = [b for model in models for b in model.buffers() if b.is_floating_point()]
+        self.learners = _learners(self.parameters, self.objective)
         averaged = dict(tensors_of(self.module))
         self.average = None if config.ema is None else MovingAverage(config.ema, averaged)
 
@@ -193,7 +195,8 @@ class Loop:
         if self.config.clip_value is not None:
             nn.utils.clip_grad_value_(self.parameters, self.config.clip_value)
         if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+            for parameters in self.learners:
+                nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
         course.lr = self.rate.now
         if self.precision.step(self.optimizer):
             self.rate.after_step()
@@ -280,6 +283,16 @@ class Loop:
         torch.set_rng_state(own["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(own["device"], self.device)
+
+
+def _learners(
+    parameters: Sequence[nn.Parameter], objective: Objective
+) -> tuple[tuple[nn.Parameter, ...], ...]:
+    """Return what is trained, that of a peer apart: its gradient is no part of the model's."""
+    peer = () if objective.peer is None else tuple(objective.peer.module.parameters())
+    theirs = {id(each) for each in peer}
+    own = tuple(each for each in parameters if id(each) not in theirs)
+    return (own, tuple(each for each in parameters if id(each) in theirs)) if peer else (own,)
 
 
 def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxcompress.errors import UsageError
 from fxcompress.train._feed import seed_of
+from fxcompress.train._peer import Peer, make_peer
 from fxcompress.train.hooks import Hooks, Moment
 from fxcompress.train.losses import Outcome, Term, make_terms
 from fxcompress.train.metrics import call
@@ -72,6 +73,7 @@ class Objective:
         terms: What is added up.
         hooks: Whose penalty is added too.
         joint: Where losses read taps: student, teacher and losses as one graph.
+        peer: What learns along, in the teacher's place.
     """
 
     def __init__(
@@ -81,9 +83,10 @@ class Objective:
         terms: Iterable[Term],
         hooks: Hooks,
         joint: Joint | None = None,
+        peer: Peer | None = None,
     ) -> None:
-        self.module, self.teacher, self.joint = module, teacher, joint
-        self.terms, self.hooks = tuple(terms), hooks
+        self.module, self.teacher, self.joint, self.peer = module, teacher, joint, peer
+        self.terms, self.hooks = (*terms, *(() if peer is None else peer.terms)), hooks
 
     def __call__(self, batch: Any, target: Any, moment: Moment) -> dict[str, Tensor]:
         """Return each term by name, and under the empty name their weighted sum.
@@ -117,6 +120,10 @@ class Objective:
         """Return the sum and the count of each term by name."""
         if self.joint is not None:
             return self.joint(batch, target, progress).totals
+        if self.peer is not None:
+            theirs = [term.name for term in self.peer.terms]
+            own = [term for term in self.terms if term.name not in theirs]
+            return self.peer.totals(self.module, own, batch, target, progress)
         known = None
         if self.teacher is not None:
             with torch.no_grad():
@@ -130,6 +137,7 @@ class Objective:
             f"{name}.{inner}": parameter
             for name, module in self._modules().items()
             for inner, parameter in module.named_parameters()
+            if parameter.requires_grad
         }
 
     def state(self) -> dict[str, Tensor]:
@@ -139,9 +147,16 @@ class Objective:
             found.update({f"{name}.{inner}": buffer for inner, buffer in module.named_buffers()})
         return found
 
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """The models that learn: the module, and its peer."""
+        return (self.module,) if self.peer is None else (self.module, self.peer.module)
+
     def _modules(self) -> dict[str, nn.Module]:
-        """Return the modules that are trained along: projectors, and those of losses."""
+        """Return the modules that are trained along: projectors, the peer, and those of losses."""
         found = {} if self.joint is None else dict(self.joint.projectors)
+        if self.peer is not None:
+            found["peer"] = self.peer.module
         owned = {f"losses.{t.name}": t.module for t in self.terms if t.module is not None}
         return {**found, **owned}
 
@@ -155,6 +170,7 @@ def make_objective(
     teacher: nn.Module | None = None,
     functions: Mapping[str, Callable[..., Tensor]] | None = None,
     joining: Joining | None = None,
+    peer: nn.Module | None = None,
 ) -> Objective:
     """Return the losses of a training; with taps, student and teacher are joined.
 
@@ -166,9 +182,11 @@ def make_objective(
         teacher: What losses compare with.
         functions: The functions of `custom` losses.
         joining: The Programs of module and teacher, where losses read taps.
+        peer: A model that learns along.
 
     Raises:
-        UsageError: A loss reads taps, and there are no Programs, or none of that name.
+        UsageError: A loss reads taps, and there are no Programs, or none of that name; or the
+            peer starts as the module does.
     """
     if joining is None and config.reads_taps:
         raise UsageError(
@@ -179,9 +197,10 @@ def make_objective(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "losses"))
         terms = make_terms(config.terms, functions, None if joining is None else joining.shapes)
+        other = None if peer is None else make_peer(module, peer, config, functions)
     joint = None if joining is None else joining.join(terms)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    for term in terms:
+    for term in (*terms, *(() if other is None else other.terms)):
         if term.module is not None:
             term.module.to(device)
-    return Objective(module, teacher, terms, hooks, joint)
+    return Objective(module, teacher, terms, hooks, joint, other)

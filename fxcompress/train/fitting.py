@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ def fit(
     hooks: Hooks | None = None,
     functions: Mapping[str, Callable[..., Tensor]] | None = None,
     joining: Joining | None = None,
+    peer: nn.Module | None = None,
     snapshots: Path | None = None,
     curves: Path | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
@@ -73,27 +74,37 @@ def fit(
         hooks: What else to do in each step.
         functions: The functions of `custom` losses, by what their `factory` says.
         joining: The Programs of module and teacher, where losses read taps.
+        peer: A model that is trained along and teaches in the teacher's place, while the module
+            teaches it; it is changed in place, too.
         snapshots: Where to keep what a killed training resumes from.
         curves: Where TensorBoard's files go, if the config asks for them.
         progress: Called with `(text, step, steps)`.
 
     Raises:
-        UsageError: The optimiser, the scheduler or what they are told cannot be.
+        UsageError: The optimiser, the scheduler or what they are told cannot be; or the peer
+            starts as the module does.
         SelectorError: A group of parameters matches nothing.
         DataError: The data are empty, fail, or do not fit the losses.
         NumericsError: The loss or the metric is no finite number.
         RunFolderError: A snapshot is damaged or of another training, or cannot be written.
     """
-    if config.needs_teacher and teacher is None and joining is None:
+    if config.needs_teacher and teacher is None and joining is None and peer is None:
         raise UsageError("a loss compares with a teacher, and there is none")
     hooks = hooks or Hooks()
-    plain, module, world = module, *_among_processes(module, config, hooks, joining)
+    plain, module, world = module, *_among_processes(module, config, hooks, joining, peer)
     groups = trained(config.groups, trainable(module, names))
     chosen = {name: parameter for _, found in groups for name, parameter in found.items()}
     world.check_same({"seed": str(seed), **_options(config), "trained": " ".join(chosen)})
     feed = _feed(config, data, seed)
     objective = make_objective(
-        module, config, hooks, seed, teacher=teacher, functions=functions, joining=joining
+        module,
+        config,
+        hooks,
+        seed,
+        teacher=teacher,
+        functions=functions,
+        joining=joining,
+        peer=peer,
     )
     loop = Loop(
         module=module,
@@ -108,7 +119,7 @@ def fit(
         seed=seed,
         hooks=hooks,
         snapshots=_snapshots(
-            snapshots, plain, config, seed, chosen, world, _teaching(teacher, joining)
+            snapshots, plain, config, seed, chosen, world, _teaching(teacher or peer, joining)
         ),
         curves=_curves(config, curves, world),
         report=progress if world.rank == 0 else None,
@@ -121,7 +132,11 @@ def fit(
 
 
 def _among_processes(
-    module: nn.Module, config: FitConfig, hooks: Hooks, joining: Joining | None
+    module: nn.Module,
+    config: FitConfig,
+    hooks: Hooks,
+    joining: Joining | None,
+    peer: nn.Module | None,
 ) -> tuple[nn.Module, World]:
     """Return what this process trains, a part of it where weights are sharded, and the others.
 
@@ -135,6 +150,7 @@ def _among_processes(
         return module, world
     reads = {
         "losses that read taps": joining is not None,
+        "a model that learns along": peer is not None,
         "what a pass does in each step": hooks != Hooks(),
         "`precision: fp16`": config.precision == "fp16",
     }
@@ -201,11 +217,11 @@ def _left_as_found(loop: Loop) -> Iterator[None]:
     cuda = any(each.is_cuda for each in loop.parameters)
     devices = list(range(torch.cuda.device_count())) if cuda else []
     keeps = loop.config.batch_norm == "train"
-    with (
-        torch.random.fork_rng(devices=devices),
-        training(loop.module, loop.parameters, batch_norm=keeps),
-        evaluating(loop.objective.teacher),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        for model in loop.objective.models:
+            stack.enter_context(training(model, loop.parameters, batch_norm=keeps))
+        stack.enter_context(evaluating(loop.objective.teacher))
         yield
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves
 from fxcompress.pipeline.figures import Heatmap
-from passes.train._teacher_options import Teacher
+from passes.train._teacher_options import Teacher, followed
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -89,8 +89,8 @@ class TapOptions(Options):
     )
     teacher: Teacher = Field(
         default="original",
-        description="Where counterparts are looked up: `original`, `given`, `{spec: path}` or "
-        "`{run: folder}`.",
+        description="Where counterparts are looked up: `original`, `given`, `{spec: path}`, "
+        "`{run: folder}` or `{step: id}`.",
     )
 
     @property
@@ -205,6 +205,10 @@ class Tap(Pass[TapOptions, TapDecision]):
         """Return the calibration split, where layers are matched by similarity."""
         alike = any(each.map == "similarity" for each in options.stacks)
         return frozenset({"calibration"} if alike else ())
+
+    def follows(self, options: TapOptions) -> frozenset[str]:
+        """Return the step in whose result counterparts are looked up, if it is one's."""
+        return followed(options.teacher)
 
     def decide(self, program: Program, options: TapOptions, context: Context) -> TapDecision:
         """Return each tap's node and counterpart.

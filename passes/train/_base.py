@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from fxcompress.pipeline.base import Pass, Preserves
 from passes.train._options import TrainDecision, TrainOptions
+from passes.train._teacher_options import followed
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -30,6 +31,10 @@ class TrainingPass(Pass[OptionsT, DecisionT]):
     def reads(self, options: OptionsT) -> frozenset[str]:
         """Return the split that it trains on."""
         return frozenset({options.split})
+
+    def follows(self, options: OptionsT) -> frozenset[str]:
+        """Return the step that teaches, if one does."""
+        return followed(options.teacher)
 
     def rewrite(self, rewriter: GraphRewriter, decision: DecisionT) -> None:
         """Set the trained tensors."""

@@ -17,8 +17,10 @@ from fxcompress.train.config import Custom
 from fxcompress.train.joint import Joining, Joint
 from fxcompress.train.joint.agree import check_inputs, check_outputs, main_value
 from fxcompress.train.losses import make_terms
+from fxcompress.train.programs import training_copy
 from passes.train._options import TapPair
 from passes.train._teacher_options import CachedOutputs as CachedOption
+from passes.train._teacher_options import Peer
 from passes.train._teachers import load_teacher
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Lesson:
         teacher: Whom it learns from.
         module: What is called with each batch; None without a teacher, or where it is joined.
         joins: Whether losses read taps.
+        peer: A copy of the teacher that learns along; None where the teacher stays as it is.
     """
 
     program: Program
@@ -50,6 +53,7 @@ class Lesson:
     teacher: Program | None
     module: nn.Module | None
     joins: bool
+    peer: nn.Module | None = None
 
     def joining(self, module: fx.GraphModule | None = None) -> Joining | None:
         """Return what joins the teacher and a copy of what is trained; None where nothing does."""
@@ -84,6 +88,9 @@ def prepare(program: Program, options: TrainOptions, context: Context) -> Lesson
     check_inputs(program, teacher)
     if any("teacher" in term.needs for term in options.terms):
         check_outputs(program, teacher)
+    if isinstance(told, Peer):
+        learning = training_copy(teacher)
+        return Lesson(program, options, context.seed, teacher, None, False, learning)
     module = None if joins else teacher.module
     return Lesson(program, options, context.seed, teacher, module, joins)
 

@@ -12,7 +12,7 @@ from fxcompress.rewrite.edits import Declined
 from fxcompress.train.config import Custom, FitConfig
 from fxcompress.train.history import Epoch
 from fxcompress.train.joint.options import ProjectorConfig
-from passes.train._teacher_options import CachedOutputs, TeacherAndOutputs
+from passes.train._teacher_options import CachedOutputs, Peer, TeacherAndOutputs
 
 __all__ = ["TapPair", "TrainDecision", "TrainOptions"]
 
@@ -23,8 +23,9 @@ class TrainOptions(Options, FitConfig):
     teacher: TeacherAndOutputs | None = Field(
         default=None,
         description="What losses compare with: `original`, the model before the first pass; "
-        "`given`, the Program given to `compress`; `{spec: path}`, `{run: folder}`, or "
-        "`{outputs: folder}` with outputs that were kept.",
+        "`given`, the Program given to `compress`; `{spec: path}`, `{run: folder}` "
+        "or `{step: id}` of an earlier step; `{outputs: folder}` with outputs that were kept. With "
+        "`learns: true` a spec, run or step is trained along.",
     )
     projectors: tuple[ProjectorConfig, ...] = Field(
         default=(),
@@ -44,6 +45,11 @@ class TrainOptions(Options, FitConfig):
             )
         if self.reads_taps and isinstance(self.teacher, CachedOutputs):
             raise ValueError("a loss reads taps, and cached outputs have none: name a teacher")
+        if self.reads_taps and isinstance(self.teacher, Peer):
+            raise ValueError(
+                "a loss reads taps, and a model that learns along shows its outputs alone: take "
+                "`learns` out, or that loss"
+            )
         return self
 
 

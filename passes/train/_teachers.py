@@ -36,6 +36,8 @@ def load_teacher(teacher: Teacher | None, context: Context) -> Program | None:
 
 
 def _elsewhere(teacher: TeacherFrom, context: Context) -> Program:
+    if teacher.step is not None:
+        return _of_step(teacher.step, context)
     text = teacher.spec or teacher.run or ""
     path = context.folder / Path(text).expanduser()
     if not path.exists():
@@ -55,6 +57,17 @@ def _elsewhere(teacher: TeacherFrom, context: Context) -> Program:
             hint=error.hint,
             where=error.where or text,
         ) from error
+
+
+def _of_step(name: str, context: Context) -> Program:
+    if name not in context.steps:
+        raise UsageError(
+            f"there is no result of the step {name} to learn from",
+            reason="no step before this one has that id",
+            hint="name an earlier step of the same pipeline by its `id`",
+            where=name,
+        )
+    return context.steps[name]
 
 
 def _of_spec(path: Path, *, planning: bool) -> Program:

@@ -15,7 +15,7 @@ from fxcompress.spec._python import load_factory
 from fxcompress.train import check_recipe, fit, trained_tensors, training_copy
 from fxcompress.train.config import Custom
 from fxcompress.train.hooks import Hooks
-from passes.train._lesson import joined, prepare
+from passes.train._lesson import Lesson, joined, prepare
 from passes.train._options import TrainDecision
 from passes.train._parameters import selected
 
@@ -60,7 +60,7 @@ def train(
         parameters=trained, declined=_unlike(program), **joined(lesson, options, functions)
     )
     if context.planning:
-        return decision.model_copy(update={"pending": (_pending(options, tensors),)})
+        return decision.model_copy(update={"pending": (_pending(options, tensors, lesson),)})
     module = training_copy(program)
     metric = context.metric
     done = fit(
@@ -75,6 +75,7 @@ def train(
         hooks=None if hooks is None else hooks(module),
         functions=functions,
         joining=lesson.joining(module),
+        peer=lesson.peer,
         snapshots=context.scratch,
         curves=context.curves,
         progress=context.progress,
@@ -119,7 +120,7 @@ def _unlike(program: Program) -> tuple[Declined, ...]:
     )
 
 
-def _pending(options: TrainOptions, tensors: Sequence[Tensor]) -> str:
+def _pending(options: TrainOptions, tensors: Sequence[Tensor], lesson: Lesson) -> str:
     """Return what a plan says of a training that is to come."""
     count = sum(tensor.numel() for tensor in tensors)
     length = " or ".join(
@@ -127,9 +128,11 @@ def _pending(options: TrainOptions, tensors: Sequence[Tensor]) -> str:
         for number, what in ((options.epochs, "epoch"), (options.steps, "step"))
         if number is not None
     )
+    peer = () if lesson.peer is None else tuple(lesson.peer.parameters())
+    along = f", a peer of {sum(p.numel() for p in peer):,} parameters along" if peer else ""
     return (
         f"{len(tensors)} tensors ({count:,} parameters): known after training "
-        f"({length} on {options.split})"
+        f"({length} on {options.split}{along})"
     )
 
 
