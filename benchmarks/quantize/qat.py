@@ -1,22 +1,25 @@
 """Accuracy of trained quantization: int8 without training, then 4, 2, 1.58 and 1 bits with it.
 
-python -m benchmarks.quantize.qat [--seeds 2] [--models digits/resnet8 …] [--images 10000]
+python -m benchmarks.quantize.qat [--seeds 2] [--models digits/resnet8 …] [--recipes "int4*" …]
 
 The digits of scikit-learn (1,200 to train, 597 to test) with the ResNet-8 of specs/digits and the
-MobileNet of specs/mobilenet_qat; Fashion-MNIST with the ResNet-14 of specs/fashion_mnist, trained
-on a part of it. Every row starts from the shipped float32 weights; each seed shuffles the training
-data anew. Learned rows keep the weights of the last epoch. Sizes are of tensors as stored. Rows of
-networks that are not named stay as the last run left them.
+MobileNet of specs/mobilenet_qat; Fashion-MNIST with the ResNet-14 of specs/fashion_mnist and a
+MobileNet of `benchmarks.quantize.fashion_mobilenet`, trained on a part of it. Every row starts from
+the shipped float32 weights; each seed shuffles the training data anew. Learned rows keep the
+weights of the last epoch. Sizes are of tensors as stored. Each row is written when it is done, and
+rows that are there are not measured again: delete one to renew it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -26,13 +29,24 @@ from torch import Tensor, nn
 import fxcompress as fxc
 from benchmarks._common import RESULTS, write_table
 from benchmarks.quantize.dynamic import SPECS, load
+from benchmarks.quantize.fashion_mobilenet import WEIGHTS, fashion_mobilenet
 from fxcompress.analysis import cost
 
 Step = Mapping[str, Any]
 Batch = tuple[tuple[Tensor, ...], Tensor]
 NAME = "quantize_qat"
-MODELS = ("digits/resnet8", "digits/mobilenet", "fashion/resnet14")
+MODELS = ("digits/resnet8", "digits/mobilenet", "fashion/resnet14", "fashion/mobilenet")
 HEADER = ("network", "recipe", "accuracy", "to float32", "range", "epochs", "size %", "CPU s")
+Row = dict[str, str]
+IMAGES = 10_000  # of Fashion-MNIST, to train on
+NOTES = (
+    "Per cent of right classes: mean, and range over two seeds, which shuffle the training data; "
+    "without a range, of one. Every row starts from the shipped float32 weights and is trained on "
+    "labels and on the float32 network's answers (Adam, cosine); of Fashion-MNIST on "
+    f"{IMAGES:,} of the 60,000 images. int4 and int2 are weights and activations of all layers; "
+    "ternary and binary rows leave the first and last layer in float. Size: tensors as stored, of "
+    "float32's. Recipes that a network has no row of were not measured."
+)
 FOLD: Step = {"use": "tidy.fold_batchnorm"}
 
 
@@ -116,15 +130,18 @@ class Case:
     long: int
 
 
-def case(name: str, images: int) -> Case:
-    """Load `digits/resnet8`, `digits/mobilenet` or `fashion/resnet14`."""
-    if name == "fashion/resnet14":
+def case(name: str) -> Case:
+    """Load one of `MODELS`."""
+    if name.startswith("fashion"):
         data = load("fashion_mnist/data")
         x, y = data.load(data.find_root(), "train")
-        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[:images]
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[:IMAGES]
         test = data.Batches(*data.load(data.find_root(), "t10k"), 500)
-        model = load("fashion_mnist/model").resnet14()
-        weights = SPECS / "fashion_mnist/resnet14.safetensors"
+        if name == "fashion/resnet14":
+            model = load("fashion_mnist/model").resnet14()
+            weights = SPECS / "fashion_mnist/resnet14.safetensors"
+        else:
+            model, weights = fashion_mobilenet(), WEIGHTS
         epochs, train = (1, 4), (x[chosen], y[chosen])
     else:
         data = load("digits/data")
@@ -145,73 +162,93 @@ def accuracy(model: nn.Module, test: Sequence[Batch]) -> float:
     return 100 * right / sum(len(y) for _, y in test)
 
 
-def measure(name: str, seeds: int, images: int) -> list[list[str]]:
-    """Run every recipe on a network, once for each seed; return the rows of the table."""
-    given = case(name, images)
+def measure(name: str, options: argparse.Namespace, found: list[Row]) -> None:
+    """Run the recipes asked for that a network has no row of, once for each seed."""
+    done = {row["recipe"]: row for row in found if row["network"] == name}
+    given = case(name)
+    recipes = {
+        recipe: steps
+        for recipe, steps in rows(given.short, given.long).items()
+        if recipe not in done and any(fnmatchcase(recipe, each) for each in options.recipes)
+    }
+    if not recipes:
+        return
+    program = fxc.capture(given.model, (given.train[0][:2],), dynamic={"x": {0: "batch"}})
+    if "float32" not in done:
+        score = accuracy(program.module, given.test)
+        done["float32"] = _row(name, "float32", f"{score:.2f}", "", "", "", "100", "")
+        _write(found, done["float32"])
+    original = float(done["float32"]["accuracy"])
+    for recipe, steps in recipes.items():
+        _write(found, _measured(name, recipe, steps, given, program, original, options.seeds))
+
+
+def _measured(
+    name: str,
+    recipe: str,
+    steps: list[Step],
+    given: Case,
+    program: fxc.Program,
+    original: float,
+    seeds: int,
+) -> Row:
+    """Return the row of one recipe."""
     x, y = given.train
-    program = fxc.capture(given.model, (x[:2],), dynamic={"x": {0: "batch"}})
-    size = cost(program).bytes
-    original = accuracy(program.module, given.test)
-    found = [[name, "float32", f"{original:.2f}", "", "", "", "100", ""]]
-    for recipe, steps in rows(given.short, given.long).items():
-        epochs = sum(int(step.get("epochs", 0)) for step in steps)
-        scores, part, start = [], 0.0, time.process_time()
-        for seed in range(seeds if epochs else 1):
-            splits: dict[str, Any] = {
-                "train": Shuffled(x, y),
-                "calibration": [((x[:256],), y[:256])],
-            }
-            torch.manual_seed(seed)
-            result = fxc.compress(program, list(steps), data=splits, seed=seed)
-            scores.append(accuracy(result.module, given.test))
-            part = cost(result.program).bytes / size
-        seconds = (time.process_time() - start) / len(scores)
-        mean = statistics.mean(scores)
-        spread = f"{min(scores):.2f} to {max(scores):.2f}" if len(scores) > 1 else ""
-        found.append([
-            name, recipe, f"{mean:.2f}", f"{mean - original:+.2f}", spread, str(epochs or ""),
-            f"{100 * part:.1f}", f"{seconds:.0f}",
-        ])  # fmt: skip
-        print(" | ".join(found[-1]), flush=True)
-    return found
+    epochs = sum(int(step.get("epochs", 0)) for step in steps)
+    scores, part, start = [], 0.0, time.process_time()
+    for seed in range(seeds if epochs else 1):
+        splits: dict[str, Any] = {
+            "train": Shuffled(x, y),
+            "calibration": [((x[:256],), y[:256])],
+        }
+        torch.manual_seed(seed)
+        result = fxc.compress(program, list(steps), data=splits, seed=seed)
+        scores.append(accuracy(result.module, given.test))
+        part = cost(result.program).bytes / cost(program).bytes
+    seconds = (time.process_time() - start) / len(scores)
+    mean = statistics.mean(scores)
+    spread = f"{min(scores):.2f} to {max(scores):.2f}" if len(scores) > 1 else ""
+    return _row(
+        name, recipe, f"{mean:.2f}", f"{mean - original:+.2f}", spread, str(epochs or ""),
+        f"{100 * part:.1f}", f"{seconds:.0f}",
+    )  # fmt: skip
 
 
-def _kept(models: Sequence[str]) -> list[list[str]]:
-    """Return the rows that the last run wrote of other networks."""
-    path = RESULTS / f"{NAME}.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    return [list(row.values()) for row in rows if row["network"] not in models]
+def _row(*cells: str) -> Row:
+    return dict(zip(HEADER, cells, strict=True))
+
+
+def _write(found: list[Row], *new: Row) -> None:
+    """Add rows, and write the table in the order of networks and recipes."""
+    for row in new:
+        print(" | ".join(row.values()), flush=True)
+    found += new
+    recipes = ["float32", *rows(1, 1)]
+    found.sort(key=lambda row: (MODELS.index(row["network"]), recipes.index(row["recipe"])))
+    with contextlib.redirect_stdout(None):
+        write_table(
+            NAME,
+            "Accuracy of trained quantization",
+            "python -m benchmarks.quantize.qat",
+            HEADER,
+            [list(row.values()) for row in found],
+            notes=NOTES,
+        )
 
 
 def main() -> None:
-    """Measure, print and write the table."""
+    """Measure what is missing of what is asked for, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--images", type=int, default=10_000, help="of Fashion-MNIST, to train on")
     parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--recipes", nargs="*", default=["*"], help="globs over their names")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = _kept(options.models)
+    path = RESULTS / f"{NAME}.json"
+    found: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
     for name in options.models:
-        found += measure(name, options.seeds, options.images)
-    part = (
-        f"Fashion-MNIST is trained on {options.images:,} of its images. "
-        if any(row[0].startswith("fashion") for row in found)
-        else ""
-    )
-    found.sort(key=lambda row: MODELS.index(row[0]))
-    write_table(
-        NAME,
-        "Accuracy of trained quantization",
-        "python -m benchmarks.quantize.qat",
-        HEADER,
-        found,
-        notes="Per cent of right classes: mean and range over seeds, which shuffle the training "
-        "data. Every row starts from the shipped float32 weights and is trained on labels and on "
-        "the float32 network's answers (Adam, cosine). int4 and int2 are weights and activations "
-        "of all layers; ternary and binary rows leave the first and last layer in float. "
-        f"{part}Size: tensors as stored, of float32's.",
-    )
+        measure(name, options, found)
+    _write(found)
 
 
 if __name__ == "__main__":
