@@ -32,8 +32,9 @@ check: setup ## Lint, formatting, types, layering
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One thread a process: two processes of two threads each wait for one another on two cores.
 test: setup ## The test suite (slow sweeps and training left out)
-	$(PYTEST) -m 'not zoo and not slow' -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(PYTEST) -m 'not zoo and not slow' -n 2 --dist worksteal
 
 golden: setup ## Compare every golden text with what the code makes now
 	$(PYTEST) -m golden

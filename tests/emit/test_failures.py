@@ -1,6 +1,7 @@
 """What must end in an EmitError, and leave nothing behind."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ from fxcompress.emit._fresh import Claim, Expected, Tolerance, verify
 from fxcompress.emit._job import Job
 from fxcompress.errors import EmitError, MissingExtraError, NumericsError, UsageError
 from fxcompress.ir import Program, capture
+
+
+@pytest.fixture(autouse=True)
+def new_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start them as users' runs do; other tests fork them."""
+    monkeypatch.setattr("fxcompress.emit._fresh.subprocess", subprocess)
 
 
 def linear() -> Program:
