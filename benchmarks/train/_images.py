@@ -27,6 +27,7 @@ class Case:
         folder: The example with model and weights.
         built: The teacher's factory in its model.py.
         student: Factory and arguments of the student.
+        step: The options of `distill.student` that make the same one.
         layers: Module paths of the stages, alike in both.
         splits: Makes `train`, all batches of a training in order, and `eval`, for a seed.
         shape: Of a batch of two images.
@@ -39,6 +40,7 @@ class Case:
     folder: str
     built: str
     student: tuple[str, Mapping[str, Any]]
+    step: Mapping[str, Any]
     layers: tuple[str, ...]
     splits: Callable[..., Mapping[str, Sequence[Batch]]]
     shape: tuple[int, ...]
@@ -56,33 +58,28 @@ class Case:
         model.load_state_dict(load_file(self.weights))
         return model.eval()
 
-    def untrained(self, seed: int) -> nn.Module:
+    def begun(self, seed: int) -> nn.Module:
         """Build the student as `distill.student` does for this seed."""
         torch.manual_seed(seed)
         name, options = self.student
         model: nn.Module = getattr(_model(self.folder), name)(**options)
+        if "layers" in self.step:  # the blocks that it has are the teacher's
+            known = self.teacher().state_dict()
+            model.load_state_dict({key: known[key] for key in model.state_dict()})
         return model
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """Optimiser and scheduler of `train.fit`."""
-        return {
-            "optimizer": {
-                "use": "SGD", "lr": self.rate, "momentum": 0.9, "nesterov": True,
-                "weight_decay": 5e-4,
-            },
-            "scheduler": {"use": "CosineAnnealingLR", "T_max": "all"},
-        }  # fmt: skip
 
 
 CASES: Mapping[str, Case] = {
     "digits": Case(
-        "digits", "resnet8", ("resnet8", {"width": 8}), ("block1", "block2", "block3"),
+        "digits", "resnet8", ("resnet8", {"width": 8}),
+        {"model": {"factory": "../../../specs/digits/model.py:resnet8", "args": {"width": 8}}},
+        ("block1", "block2", "block3"),
         data.digits, (2, 1, 8, 8), 0.05, 500 / 16,
     ),
     "fashion": Case(
         "fashion_mnist", "resnet14", ("ResNet", {"blocks": 1, "classes": 10}),
-        ("layer1", "layer2", "layer3"), data.fashion, (2, 1, 28, 28), 0.05, 500,
+        {"layers": [0, 2, 4]},
+        ("layer1", "layer2", "layer3"), data.fashion, (2, 1, 28, 28), 0.02, 500,
     ),
 }  # fmt: skip
 

@@ -52,11 +52,34 @@ METHODS: Final[Mapping[str, list[dict[str, Any]]]] = {
     ],
 }  # fmt: skip
 TITLES: Final = {
-    "fashion": "Fashion-MNIST: ResNet-8 (77,754 parameters) from ResNet-14 (174,970; {teacher})",
-    "digits": "Digits: ResNet-8 of 8 channels from ResNet-8 of 16",
+    "fashion": "Fashion-MNIST, 500 labelled images: blocks 0, 2 and 4 of the ResNet-14",
+    "digits": "Digits, 150 labelled images: a ResNet-8 of half the width, from nothing",
 }
-NOTES: Final = ()
-SIZES: Final = ()
+NOTES: Final = (
+    "Per cent of right classes, mean ± standard deviation of three seeds. Within a seed all sides"
+    " start from the same weights and see the same batches, in an order drawn beforehand, for the"
+    " same number of steps (100 of 50 images; digits 180): SGD with Nesterov momentum, cosine."
+    " Ours runs [kd.yaml](../train/configs/kd.yaml), torchdistill its own box with"
+    " [kd_torchdistill.yaml](../train/configs/kd_torchdistill.yaml); other rows change the losses."
+    " A dash was not run: torchdistill has no schedule of temperature and classes, and its losses"
+    " on feature maps project nothing, so on digits, where widths differ, features are ours alone.",
+    "",
+    "The teachers are the shipped networks (Fashion-MNIST 92.4 % of these 5,000 test images, digits"
+    " 98.7 % of 597); they were trained on all 60,000 and 1,200 labels. KD: 0.1 of the labels' loss"
+    " and 0.9 of soft labels at temperature 4; features: squared distance of the three stages;"
+    " attention transfer: labels, and the maps of the stages as in the authors' code; dynamic: soft"
+    " labels on the teacher's top 5 at temperature 1, then on all classes at 4 from half of the"
+    " steps on. The last row reads no labels: soft labels on 10,000 images (digits: 1,200), the"
+    " same number of steps. Seeds draw the order, on Fashion-MNIST the labelled images, on digits"
+    " the first weights.",
+    "",
+    "Trainings are short, so the figures compare losses and loops; they are no students to use.",
+)
+SIZES: Final = (
+    "Lines without comments and empty ones, and YAML scalars, which do not depend on how lines are"
+    " broken. Ours is the whole of it: `fxcompress run kd.yaml`. The other one goes with a script"
+    " that builds models and data sets and has the loop over the box.",
+)
 SIDES: Final = ("ours", "torchdistill", "plain PyTorch")
 
 
@@ -64,12 +87,11 @@ def ours(case: Case, batches: Sequence[Batch], seed: int, method: str) -> nn.Mod
     """Run the shipped spec with the losses of a method."""
     spec = yaml.safe_load(OURS.read_text(encoding="utf-8"))
     del spec["metric"]  # measured once, at the end, as for the others
-    factory, options = case.student
-    path = f"../../../specs/{case.folder}/model.py"
-    spec["model"] = {"factory": f"{path}:{case.built}", "weights": case.weights}
+    factory = f"../../../specs/{case.folder}/model.py:{case.built}"
+    spec["model"] = {"factory": factory, "weights": case.weights}
     spec["inputs"][0]["shape"] = ["batch", *case.shape[1:]]
-    student, fit = spec["passes"]
-    student["model"] = {"factory": f"{path}:{factory}", "args": dict(options)}
+    fit = spec["passes"][1]
+    spec["passes"][0] = {"use": "distill.student", **case.step}
     fit["losses"] = copy.deepcopy(METHODS[method])
     for loss in fit["losses"]:
         if loss["use"] == "attention_transfer":  # a mean over layers, where the other is a sum
@@ -87,7 +109,7 @@ def ours(case: Case, batches: Sequence[Batch], seed: int, method: str) -> nn.Mod
 
 def theirs(case: Case, batches: Sequence[Batch], seed: int, method: str) -> nn.Module:
     """Run torchdistill."""
-    student = case.untrained(seed)
+    student = case.begun(seed)
     labels = ("CrossEntropyLoss", {}, td.reads(None), 1.0)
     kd = ("KDLoss", {
         "student_module_path": ".", "student_module_io": "output", "teacher_module_path": ".",
@@ -110,7 +132,7 @@ def theirs(case: Case, batches: Sequence[Batch], seed: int, method: str) -> nn.M
 
 def plain(case: Case, batches: Sequence[Batch], seed: int, method: str) -> nn.Module:
     """Run a loop as one writes it by hand."""
-    student, teacher = case.untrained(seed).train(), case.teacher()
+    student, teacher = case.begun(seed).train(), case.teacher()
     sgd = torch.optim.SGD(
         student.parameters(), lr=case.rate, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
@@ -134,21 +156,28 @@ def plain(case: Case, batches: Sequence[Batch], seed: int, method: str) -> nn.Mo
 
 
 def candidates(case: str) -> list[tuple[str, str]]:
-    """Return method and side of every row; taps of unlike widths need a projector, ours alone."""
-    known = ["labels alone (CE)", "KD", "attention transfer"]
-    known += ["KD + features"] if case == "fashion" else []
-    rows = [(method, "ours") for method in METHODS]
-    rows += [(method, "torchdistill") for method in METHODS if method in known]
-    return rows + [(method, "plain PyTorch") for method in known[:2]]
+    """Return method and side of every row.
+
+    Taps of unlike widths need a projector, ours alone has one. torchdistill and the plain loop give
+    the same bits on digits, so on the larger case one of them trains.
+    """
+    labels, kd, features, attention = list(METHODS)[:4]
+    other = {
+        "digits": [(kd, 1), (attention, 1), (labels, 1), (labels, 2), (kd, 2)],
+        "fashion": [(kd, 1), (features, 1), (attention, 1), (labels, 2)],
+    }
+    first = [(kd, SIDES[0]), *((method, SIDES[side]) for method, side in other[case])]
+    return [*first, *((method, SIDES[0]) for method in METHODS if method != kd)]
 
 
 def run(case: str, method: str, side: str, seed: int) -> dict[str, float]:
     """Train one student; return its accuracy and what it cost."""
     task = CASES[case]
-    splits = task.splits(seed=seed)
+    chosen = {"seed": seed, "choice": seed if case == "fashion" else 1}
+    splits = task.splits(**chosen)
     batches = list(splits["train"])
     if method == UNLABELLED:
-        batches = list(task.splits(seed=seed, labelled=POOL[case])["train"][: len(batches)])
+        batches = list(task.splits(**chosen, labelled=POOL[case])["train"][: len(batches)])
     train: Callable[..., nn.Module] = {
         "ours": ours, "torchdistill": theirs, "plain PyTorch": plain,
     }[side]  # fmt: skip

@@ -28,7 +28,7 @@ from fxcompress.train import Metric
 NAME: Final = "train_recovery"
 GOAL: Final = 0.99
 RATE: Final = 0.003
-TEST: Final = 2500  # of Fashion-MNIST
+TEST: Final = 2000  # of Fashion-MNIST
 LABELS: Final = {"use": "hard_labels"}
 SOFT: Final = {"use": "soft_labels", "temperature": 4}
 UNLABELLED: Final = "distillation, more images without labels"
@@ -75,7 +75,7 @@ class Plan:
 
 PLANS: Final[Mapping[str, Plan]] = {
     "digits": Plan(50, 1200, 10, 5, 24),
-    "fashion": Plan(500, 10_000, 50, 12, 12),
+    "fashion": Plan(500, 10_000, 50, 10, 10),
 }
 TITLES: Final = {
     "digits": "Digits, ResNet-8",

@@ -16,8 +16,8 @@ SPECS = Path(__file__).parents[3] / "specs"
 
 
 def fashion(
-    labelled: int = 1000,
-    epochs: int = 8,
+    labelled: int = 500,
+    epochs: int = 10,
     batch: int = 50,
     seed: int = 0,
     choice: int = 1,
