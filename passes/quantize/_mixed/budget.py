@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from fxcompress.errors import UsageError
-from passes.quantize._mixed.allocate import Name, Problem, solve
+from passes._choices.programme import Problem, solve
 from passes.quantize._mixed.candidates import Candidates
 from passes.quantize.mixed import FLOAT
 
@@ -76,19 +76,19 @@ class _Table:
     """Costs and losses of all choices."""
 
     def __init__(self, found: Candidates, losses: Sequence[Sequence[float]]) -> None:
-        self.costs: dict[Name, Sequence[Sequence[float]]] = {
+        self.costs: dict[str, Sequence[Sequence[float]]] = {
             "bytes": [each.bytes for each in found.weights],
             "bitops": [each.bitops for each in found.weights],
             "loss": losses,
         }
 
-    def total(self, name: Name, picked: Sequence[int]) -> float:
+    def total(self, name: str, picked: Sequence[int]) -> float:
         return Problem(self.costs, name, {}).total(name, picked)
 
-    def least(self, name: Name) -> float:
+    def least(self, name: str) -> float:
         return Problem(self.costs, name, {}).least(name)
 
-    def smallest(self, limits: dict[Name, float]) -> list[int] | None:
+    def smallest(self, limits: dict[str, float]) -> list[int] | None:
         return solve(Problem(self.costs, "bytes", limits))
 
     def largest(self) -> list[int]:
@@ -96,13 +96,13 @@ class _Table:
         return [len(row) - 1 for row in self.costs["bytes"]]
 
 
-def _cost_limits(found: Candidates, options: MixedOptions, table: _Table) -> dict[Name, float]:
+def _cost_limits(found: Candidates, options: MixedOptions, table: _Table) -> dict[str, float]:
     """Return what the weights together may cost.
 
     Raises:
         UsageError: Even the least bits cost more.
     """
-    limits: dict[Name, float] = {}
+    limits: dict[str, float] = {}
     if options.budget.size is not None:
         limits["bytes"] = options.budget.size.of(found.whole) - found.rest
         least = table.least("bytes")
@@ -142,7 +142,7 @@ def _whole(choices: Sequence[int], bitops: Sequence[int]) -> float:
     return bitops[-1] / choices[-1] * 32
 
 
-def _bounding(found: Candidates, name: Name) -> str:
+def _bounding(found: Candidates, name: str) -> str:
     """Return which weights take most at their fewest bits."""
     rows = [
         (min(each.bytes if name == "bytes" else each.bitops), min(each.choices), each.tensor)
@@ -157,7 +157,7 @@ def _bounding(found: Candidates, name: Name) -> str:
     return f"what takes most is {', '.join(parts)}"
 
 
-def _smallest_by_metric(table: _Table, limits: dict[Name, float], judge: Judge) -> list[int] | None:
+def _smallest_by_metric(table: _Table, limits: dict[str, float], judge: Judge) -> list[int] | None:
     """Return the smallest allocation found that the metric bears.
 
     The allowed predicted loss is halved and raised between the least and the largest in steps of
@@ -186,7 +186,7 @@ def _smallest_by_metric(table: _Table, limits: dict[Name, float], judge: Judge) 
 
 
 def _quick_enough(
-    table: _Table, limits: dict[Name, float], timer: Timer, whole: float
+    table: _Table, limits: dict[str, float], timer: Timer, whole: float
 ) -> list[int] | None:
     """Return the allocation that is measured to be as quick as asked, and loses least.
 
@@ -206,7 +206,7 @@ def _quick_enough(
 
 
 def _impossible(
-    found: Candidates, options: MixedOptions, table: _Table, limits: dict[Name, float]
+    found: Candidates, options: MixedOptions, table: _Table, limits: dict[str, float]
 ) -> UsageError:
     budget = options.budget
     best = solve(Problem(table.costs, "loss", limits)) or table.largest()

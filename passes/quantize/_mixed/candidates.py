@@ -60,6 +60,10 @@ class Candidate:
     bitops: tuple[int, ...]
     rounded: Callable[[int], Tensor]
 
+    def changed(self, bits: int) -> Tensor | None:
+        """Return the weight as that many bits give it back; None where it stays in float."""
+        return None if bits == FLOAT else self.rounded(bits)
+
 
 @dataclass(frozen=True)
 class Candidates:

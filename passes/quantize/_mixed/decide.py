@@ -9,7 +9,8 @@ import torch
 
 from fxcompress.rewrite import GraphRewriter
 from fxcompress.rewrite.edits import Declined
-from passes.quantize._mixed.allocate import need_scipy
+from passes._choices.outputs import output_losses
+from passes._choices.programme import need_scipy
 from passes.quantize._mixed.budget import Allocation, allocate
 from passes.quantize._mixed.candidates import (
     Candidate,
@@ -21,7 +22,6 @@ from passes.quantize._mixed.candidates import (
 from passes.quantize._mixed.hessian import hessian_losses
 from passes.quantize._mixed.insert import insert
 from passes.quantize._mixed.judged import Judge, metric_losses
-from passes.quantize._mixed.outputs import output_losses
 from passes.quantize._mixed.timed import Timer
 from passes.quantize._static import decide as decide_static
 from passes.quantize._weight_only.decide import decide as decide_weight_only
@@ -41,7 +41,7 @@ _TIMED_SAMPLES: Final = 8
 
 def decide(program: Program, options: MixedOptions, context: Context) -> MixedDecision:
     """Return the decision of `quantize.mixed`."""
-    need_scipy()
+    need_scipy("quantize.mixed")
     found = find_candidates(program, options)
     if context.planning or any(program.state()[each.tensor].is_meta for each in found.weights):
         return _planned(program, options, context, found)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fxcompress.errors import DataError
 from fxcompress.train.data import Split
+from passes._choices.outputs import Changed, output_losses
 from passes.quantize._mixed.candidates import Candidate, Candidates
-from passes.quantize._mixed.outputs import Changed, output_losses
 from passes.quantize.mixed import FLOAT
 
 if TYPE_CHECKING:

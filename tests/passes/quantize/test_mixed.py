@@ -15,8 +15,8 @@ from fxcompress.ir import capture
 from fxcompress.ir.ops import op_name
 from fxcompress.pipeline.context import Context
 from fxcompress.train.metrics import Metric
+from passes._choices.programme import Problem, solve
 from passes.quantize._mixed import timed
-from passes.quantize._mixed.allocate import Problem, solve
 from passes.quantize._mixed.hessian import mean_traces
 from passes.quantize.mixed import Mixed
 from tests.passes.models import ResNet, Transformer, image_batches, token_batches

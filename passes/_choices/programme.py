@@ -1,4 +1,4 @@
-"""The integer programme: one choice for each weight, the least loss or the least size."""
+"""The integer programme: one choice for each thing, the least loss or the least cost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,6 @@ from fxcompress.errors import MissingExtraError
 
 __all__ = ["Problem", "need_scipy", "solve"]
 
-Name = Literal["bytes", "bitops", "loss"]
 Floats = NDArray[np.float64]
 
 _FINE: Final = 1e5
@@ -25,15 +24,18 @@ _NODES: Final = 50_000
 """Nodes of the search, after which the best found so far is taken."""
 
 
-def need_scipy() -> None:
-    """Check that the package of the `mixed` extra is there.
+def need_scipy(who: str) -> None:
+    """Check that the package that solves it is there.
+
+    Args:
+        who: The pass that needs it.
 
     Raises:
         MissingExtraError: It is not installed.
     """
     if importlib.util.find_spec("scipy") is None:
         raise MissingExtraError(
-            "quantize.mixed needs a package that is not installed",
+            f"{who} needs a package that is not installed",
             reason="SciPy solves the integer programme, and there is no scipy",
             hint="pip install 'fxcompress[mixed]'",
         )
@@ -41,38 +43,36 @@ def need_scipy() -> None:
 
 @dataclass(frozen=True)
 class Problem:
-    """A choice for each weight: what is minimised, and what has a limit.
+    """A choice for each thing: what is minimised, and what has a limit.
 
     Attributes:
-        costs: By name, for each weight the value of each of its choices, not negative.
+        costs: By name, for each thing the value of each of its choices, not negative.
         minimise: Which of them.
         limits: The most that sums of others may be.
     """
 
-    costs: Mapping[Name, Sequence[Sequence[float]]]
-    minimise: Name
-    limits: Mapping[Name, float]
+    costs: Mapping[str, Sequence[Sequence[float]]]
+    minimise: str
+    limits: Mapping[str, float]
 
-    def total(self, name: Name, picked: Sequence[int]) -> float:
+    def total(self, name: str, picked: Sequence[int]) -> float:
         """Return the sum of a cost over the picked choices."""
         return float(sum(row[i] for row, i in zip(self.costs[name], picked, strict=True)))
 
-    def least(self, name: Name) -> float:
+    def least(self, name: str) -> float:
         """Return the least that a cost alone can be."""
         return float(sum(min(row) for row in self.costs[name]))
 
 
 def solve(problem: Problem) -> list[int] | None:
-    """Return the place of the choice of each weight; None where no choices keep the limits.
+    """Return the place of the choice of each thing; None where no choices keep the limits.
 
     HiGHS stops 1e-6 short of the optimum in absolute terms, and losses span many powers of ten.
     So it is asked twice: choices that alone lose more than the first answer are then left out, and
     the rest is scaled by it.
 
-    Raises:
-        MissingExtraError: SciPy is not installed.
+    SciPy must be there: see `need_scipy`.
     """
-    need_scipy()
     objective = _flat(problem, problem.minimise)
     if not len(objective):
         return []
@@ -91,12 +91,12 @@ def solve(problem: Problem) -> list[int] | None:
     return second
 
 
-def _flat(problem: Problem, name: Name) -> Floats:
+def _flat(problem: Problem, name: str) -> Floats:
     return np.array([value for row in problem.costs[name] for value in row], dtype=np.float64)
 
 
 def _milp(problem: Problem, objective: Floats, allowed: Floats) -> list[int] | None:
-    """Minimise over x in {0, 1} with one 1 per weight, places that are not `allowed` being 0."""
+    """Minimise over x in {0, 1} with one 1 per thing, places that are not `allowed` being 0."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 

@@ -1,10 +1,10 @@
-"""What rounding one weight does to the outputs: of the model, or of the layers that read it."""
+"""What changing one weight does to the outputs: of the model, or of the layers that read it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -14,17 +14,34 @@ from fxcompress.errors import NumericsError
 from fxcompress.ir.ops import op_name
 from fxcompress.pipeline.context import Batch
 from fxcompress.rewrite import GraphRewriter
-from passes.quantize._mixed.candidates import Candidate
-from passes.quantize.mixed import FLOAT
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
 
-__all__ = ["Changed", "output_losses"]
+__all__ = ["Changed", "Variants", "output_losses"]
 
-# Rounded weights that are kept from batch to batch: 512 MiB of float32.
+# Changed weights that are kept from batch to batch: 512 MiB of float32.
 _KEPT: Final = 1 << 27
+
+
+class Variants(Protocol):
+    """A weight and what it may become."""
+
+    @property
+    def tensor(self) -> str:
+        """Its canonical name."""
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The ids of the nodes that read it, in graph order."""
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """What may be made of it, as numbers: of bits, of ranks."""
+
+    def changed(self, choice: int) -> Tensor | None:
+        """Return it so changed; None where the choice leaves it as it is."""
 
 
 class Changed:
@@ -48,13 +65,13 @@ class Changed:
 @torch.no_grad()
 def output_losses(
     program: Program,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Variants],
     batches: Iterable[Batch],
     context: Context,
     *,
     own: bool,
 ) -> list[list[float]]:
-    """Return noise over signal for each weight at each of its choices; 0 in float.
+    """Return noise over signal for each weight at each of its choices; 0 as it is.
 
     All values of one batch are kept, so that only what depends on a weight is computed again.
 
@@ -90,9 +107,9 @@ def _values(program: Program, batch: Batch) -> dict[fx.Node, Any]:
 class _Measured:
     """Sums of noise and signal of one weight."""
 
-    def __init__(self, changed: Changed, candidate: Candidate, *, own: bool, keep: bool) -> None:
+    def __init__(self, changed: Changed, candidate: Variants, *, own: bool, keep: bool) -> None:
         self.changed, self.candidate = changed, candidate
-        self.rounded = cache(candidate.rounded) if keep else candidate.rounded
+        self.value = cache(candidate.changed) if keep else candidate.changed
         self.runner = fx.Interpreter(changed.program.module, garbage_collect_values=False)
         readers = [changed.scratch.node(name) for name in candidate.readers]
         self.nodes, self.watched = _downstream(changed, candidate.tensor, readers, own=own)
@@ -103,15 +120,16 @@ class _Measured:
         """Add one batch, whose values are in `env`."""
         wanted = [leaf for node in self.watched for leaf in _floats(env[node])]
         self.signal += sum(_energy(leaf) for leaf in wanted)
-        for bits in self.candidate.choices:
-            if bits == FLOAT:
+        for choice in self.candidate.choices:
+            value = self.value(choice)
+            if value is None:
                 continue
-            self.changed.set(self.candidate.tensor, self.rounded(bits))
+            self.changed.set(self.candidate.tensor, value)
             self.runner.env = dict(env)
             for node in self.nodes:
                 self.runner.env[node] = self.runner.run_node(node)
             got = [leaf for node in self.watched for leaf in _floats(self.runner.env[node])]
-            self.noise[bits] += sum(
+            self.noise[choice] += sum(
                 _energy(after - before) for before, after in zip(wanted, got, strict=True)
             )
             self.runner.env = {}
@@ -123,7 +141,7 @@ class _Measured:
         Raises:
             NumericsError: It is not finite.
         """
-        found = [self.noise[bits] / max(self.signal, 1e-300) for bits in self.candidate.choices]
+        found = [self.noise[each] / max(self.signal, 1e-300) for each in self.candidate.choices]
         if not all(map(_finite, found)):
             raise NumericsError(
                 f"a NaN or an infinity in outputs while {self.candidate.tensor} was measured",
