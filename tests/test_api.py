@@ -7,7 +7,8 @@ from torch import nn
 
 import fxcompress as fxc
 from fxcompress.api import prepare
-from fxcompress.errors import DataError, SelectorError, SpecError, UsageError
+from fxcompress.errors import DataError, PassError, SelectorError, SpecError, UsageError
+from fxcompress.spec import load_program
 from fxcompress.train.metrics import Metric
 from tests.rewrite import models
 
@@ -191,3 +192,52 @@ def test_the_reproducer_of_a_failure_is_a_spec_that_fails_again(tmp_path):
     with pytest.raises(DataError) as second:
         prepare(again).run()
     assert str(second.value) == str(first.value)
+
+
+TAUGHT = """
+fxcompress: 1
+name: taught
+model: {factory: "model.py:small"}
+inputs: [{name: x, shape: [batch, 3, 6, 6]}]
+data: {factory: "data.py:labelled"}
+passes:
+  - {use: tidy.fold_batchnorm, id: fold}
+  - use: train.fit
+    id: learn
+    steps: 2
+    teacher: TEACHER
+    losses: [{use: soft_labels}, {use: custom, factory: "loss.py:never"}]
+"""
+LABELLED = """
+def labelled():
+    return {"train": [((torch.ones(4, 3, 6, 6),), torch.zeros(4, dtype=torch.int64))]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("teacher", "named"),
+    [
+        ("{spec: teachers/one.yaml}", "teachers/one.yaml"),
+        ("{run: old/run}", "old/run"),
+        ("original", "elsewhere/original.yaml"),
+        ("{step: fold}", "elsewhere/step-fold.yaml"),
+    ],
+)
+def test_a_reproducer_finds_what_its_step_learned_from(tmp_path, teacher, named):
+    (tmp_path / "teachers").mkdir()
+    one = TAUGHT.partition("data:")[0].replace("model.py", "../model.py")
+    (tmp_path / "teachers/one.yaml").write_text(one)
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "data.py").write_text(DATA + LABELLED)
+    (tmp_path / "loss.py").write_text("def never(outcome):\n    raise RuntimeError('no')\n")
+    (tmp_path / "spec.yaml").write_text(TAUGHT.replace("TEACHER", teacher))
+    spec = fxc.Spec.load(tmp_path / "spec.yaml")
+    if "old" in named:
+        fxc.compress(load_program(spec), spec.steps[:1], run_dir=tmp_path / "old/run")
+    with pytest.raises(PassError, match="RuntimeError: no"):
+        prepare(spec).run(tmp_path / "run")
+    (tmp_path / "run/failure").rename(tmp_path / "elsewhere")
+    assert (tmp_path / named).exists()
+    assert named.removeprefix("elsewhere/") in (tmp_path / "elsewhere/spec.yaml").read_text()
+    with pytest.raises(PassError, match="RuntimeError: no"):
+        prepare(fxc.Spec.load(tmp_path / "elsewhere/spec.yaml")).run()

@@ -9,6 +9,7 @@ from fxcompress.api._job import Job
 from fxcompress.errors import UsageError
 from fxcompress.ir import Program
 from fxcompress.pipeline import Context, Step
+from fxcompress.pipeline._failure import absolute
 from fxcompress.spec import Spec, load_data, load_metric, load_program, parse_steps
 
 if TYPE_CHECKING:
@@ -76,14 +77,4 @@ def _steps(recipe: Sequence[Step | Mapping[str, Any]]) -> tuple[Step, ...]:
 def _named_by(spec: Spec) -> dict[str, Any]:
     """Return the entries of a spec that a failing pass needs again, with paths made absolute."""
     plain = spec.plain()
-    return {key: _absolute(plain[key], spec) for key in ("data", "metric") if key in plain}
-
-
-def _absolute(value: Any, spec: Spec) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _absolute(item, spec) for key, item in value.items()}
-    if isinstance(value, str):
-        file, colon, name = value.partition(":")
-        path = spec.path(file)
-        return f"{path.resolve()}{colon}{name}" if path.is_file() else value
-    return value
+    return {key: absolute(plain[key], spec.folder) for key in ("data", "metric") if key in plain}

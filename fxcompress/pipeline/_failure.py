@@ -6,6 +6,8 @@ import contextlib
 import io
 import shutil
 import traceback
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxcompress._files import write_text
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
     from fxcompress.pipeline.run_folder import RunFolder
     from fxcompress.pipeline.steps import Step
 
-__all__ = ["explained", "keep"]
+__all__ = ["absolute", "explained", "keep"]
 
+FOLDERS = frozenset({"run", "outputs", "adapter", "folder", "tokenizer", "hf"})
+"""Keys whose value is the path of a folder."""
 EXCERPT = 12
 """Lines of the graph shown around the node that an error names."""
 
@@ -64,6 +68,7 @@ def keep(
         write_text(folder.failure / "error.txt", f"{error}\n\n{excerpt(text, error)}\n\n{trace}")
         error.add_note(f"the error and the graph are in {folder.failure}")
         program.save(folder.failure / "program.fxp")
+        _keep_teachers(folder.failure, step, context)
         write_text(folder.failure / "spec.yaml", reproducer(step, context))
         error.add_note(f"fxcompress run {folder.failure / 'spec.yaml'} fails again")
 
@@ -84,18 +89,68 @@ def excerpt(text: str, error: FxCompressError) -> str:
 
 
 def reproducer(step: Step, context: Context) -> str:
-    """Return a spec that applies one step to the last good Program."""
+    """Return a spec that applies one step to the last good Program, wherever it lies."""
+    told = step.options.model_dump(mode="json", exclude_defaults=True, by_alias=True)
+    if (taught := _taught_by(step, context)) is not None:
+        told["teacher"] = {**_learning(told.get("teacher")), "spec": f"{taught[0]}.yaml"}
+    options = absolute(told, context.folder)
+    return _written(
+        {
+            "fxcompress": 1,
+            "name": f"{context.name}-{step.id}",
+            "model": {"program": "program.fxp"},
+            "seed": context.seed,
+            **context.reproduce,
+            "passes": [{"use": step.use, "id": step.id, **options}],
+        }
+    )
+
+
+def absolute(value: Any, folder: Path, key: str = "") -> Any:
+    """Return plain data with the paths of files in a folder made absolute, `file.py:name` too.
+
+    A folder is one only where its key says so: a name of something else may be that of a folder.
+    """
+    if isinstance(value, Mapping):
+        return {name: absolute(item, folder, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [absolute(item, folder, key) for item in value]
+    if not isinstance(value, str):
+        return value
+    file, colon, name = value.partition(":")
+    path = folder / Path(file).expanduser()
+    found = path.is_file() or (key in FOLDERS and path.is_dir())
+    return f"{path.resolve()}{colon}{name}" if file and found else value
+
+
+def _taught_by(step: Step, context: Context) -> tuple[str, Program] | None:
+    """Return a name and the Program of a teacher that no file holds; None for others."""
+    teacher = getattr(step.options, "teacher", None)
+    if teacher == "original" and context.original is not None:
+        return "original", context.original
+    if teacher == "given" and context.teacher is not None:
+        return "given", context.teacher
+    name = getattr(teacher, "step", None)
+    return (f"step-{name}", context.steps[name]) if name in context.steps else None
+
+
+def _learning(told: Any) -> dict[str, Any]:
+    return {"learns": True} if isinstance(told, Mapping) and told.get("learns") else {}
+
+
+def _keep_teachers(failure: Path, step: Step, context: Context) -> None:
+    """Write a teacher that is no file as the model of a spec."""
+    found = _taught_by(step, context)
+    if found is not None:
+        name, program = found
+        program.save(failure / f"{name}.fxp")
+        document = {"fxcompress": 1, "name": name, "model": {"program": f"{name}.fxp"}}
+        write_text(failure / f"{name}.yaml", _written(document))
+
+
+def _written(document: Mapping[str, Any]) -> str:
     from ruamel.yaml import YAML
 
-    options = step.options.model_dump(mode="json", exclude_defaults=True, by_alias=True)
-    document: dict[str, Any] = {
-        "fxcompress": 1,
-        "name": f"{context.name}-{step.id}",
-        "model": {"program": "program.fxp"},
-        "seed": context.seed,
-        **context.reproduce,
-        "passes": [{"use": step.use, "id": step.id, **options}],
-    }
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
