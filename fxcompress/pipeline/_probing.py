@@ -11,6 +11,7 @@ import torch
 from fxcompress.analysis import OutputComparison, compare, shaken
 from fxcompress.errors import NumericsError, PassError
 from fxcompress.ir import node_ids
+from fxcompress.pipeline._longer import Outputs, Types, cut, lengthened, output_types
 from fxcompress.pipeline._probes import Leaves, first_bad, has_bad, probes, run
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from fxcompress.pipeline.context import Context
 
 __all__ = ["Measured", "Probing"]
-
-Outputs = tuple[tuple[object, ...], ...]
-"""Flat outputs per probe."""
 
 # max |Δ| / range(y) that rounding explains: a few thousand roundings of the outputs' precision.
 TOLERANCES = {
@@ -67,6 +65,7 @@ class Probing:
 
     inputs: tuple[Leaves, ...]
     real: int
+    types: Types
     original: Outputs
     previous: Outputs
 
@@ -84,10 +83,12 @@ class Probing:
         for leaves, output in zip(inputs, outputs, strict=True):
             if has_bad(output, infinite=False):
                 raise _numerics(program, leaves, infinite=False)
-        return Probing(inputs, len(data), outputs, outputs)
+        return Probing(inputs, len(data), output_types(program), outputs, outputs)
 
     def measure(self, program: Program) -> Measured:
         """Run a Program on the probes, and compare; the next one is compared with it.
+
+        Where a sequence became longer by a number, its last places are those of before.
 
         Raises:
             NumericsError: A NaN appeared, or an infinity where there was none.
@@ -98,11 +99,15 @@ class Probing:
             for leaves, before in zip(self.inputs, self.previous, strict=True)
         )
         judged = slice(0, self.real or None)
+        longer = lengthened(self.types, output_types(program))
+        as_before, as_first = (
+            cut(outputs, like, longer) for like in (self.previous, self.original)
+        )
         try:
             measured = Measured(
-                to_previous=compare(self.previous[judged], outputs[judged]),
-                to_original=compare(self.original[judged], outputs[judged]),
-                worst=compare(self.previous, outputs).relative,
+                to_previous=compare(self.previous[judged], as_before[judged]),
+                to_original=compare(self.original[judged], as_first[judged]),
+                worst=compare(self.previous, as_before).relative,
                 tolerance=_tolerance(self.previous),
                 probes=len(self.inputs),
                 on="data" if self.real else "random inputs",

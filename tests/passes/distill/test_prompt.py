@@ -178,6 +178,26 @@ def test_another_length_keeps_and_all_shows_the_prompt():
     assert got[0].shape == (2, 10, 16)
 
 
+def test_a_pipeline_compares_the_last_places_of_outputs_that_keep_the_prompt(tmp_path):
+    _, program, constants = model_of("bert")
+    all_of_it = {"use": "distill.prompt", "id": "prompt", "tokens": 3, "keep": "all"}
+    (cut,) = compress(program, [{**all_of_it, "keep": "real"}]).record.passes
+    steps, folder = [all_of_it, {"use": "factorize.lora", "rank": 1}], tmp_path / "run"
+
+    def stop(event):
+        if event.kind == "start" and event.index == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(program, steps, run_dir=folder, on_event=stop)
+    result = compress(program, steps, run_dir=folder, resume=True)
+    kept, lora = result.record.passes
+    assert kept.to_original.relative == pytest.approx(cut.to_original.relative, rel=1e-6)
+    assert (lora.to_previous.relative, lora.to_original) == (0, kept.to_original)
+    given = {name: value[:2, :7] for name, value in inputs(5).items()}
+    assert result.program(**given, **constants)[0].shape == (2, 10, 16)
+
+
 def test_only_the_prompt_is_trained_and_the_file_keeps_it(tmp_path):
     program = transformer()
     steps = [
