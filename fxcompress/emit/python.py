@@ -42,7 +42,7 @@ def write(job: Job) -> Written:
     stored: list[str] = []
     if job.quantized:
         stored = lower(plain.module, "storage").notes
-        merge_weights(plain.module)
+    merge_weights(plain.module)
     name = job.file("py")
     symbols = {dim.symbol: dim.name for dim in job.program.dims.values()}
     localize_scalars(plain.module.graph)

@@ -8,6 +8,7 @@ import torch
 from fxcompress import compress
 from fxcompress.analysis import cost
 from fxcompress.api import prepare
+from fxcompress.emit import emit
 from fxcompress.errors import PassError, SelectorError
 from fxcompress.ir import Program, capture
 from fxcompress.pipeline.context import Context
@@ -257,3 +258,14 @@ def test_a_quantised_layer_takes_an_adapter_that_cannot_be_merged():
         apply(LoraMerge, adapted)
     result = apply(Lora, quantised, {"types": ["embedding", "linear"], "dora": True})
     assert any("DoRA needs its weight" in reason for reason in result.reasons().values())
+
+
+def test_an_unmerged_magnitude_is_written_as_python(tmp_path):
+    program, _ = mixed()
+    result = apply(Lora, program, {"dora": True, "rank": 2})
+    (made,) = emit(result.program, tmp_path, ["python"])
+    assert made.comparison.relative < 1e-6
+    source = (tmp_path / "model.py").read_text()
+    assert "vector_norm" in source
+    assert "F.linear" in source
+    assert "fxcompress" not in source.partition('"""\n')[2]
