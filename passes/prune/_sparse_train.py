@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.axes import Axis, Place, analyze, positions
+from fxcompress.ir import op_name
 from fxcompress.train.hooks import Hooks, Moment
+from passes._training_fold import match_training_fold
 from passes.prune._targets import choose
 from passes.prune.channels import PruneOptions
 from passes.prune.sparse_train import SparseAxis, SparseTrainDecision
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Groups", "decide", "shrinking"]
 
 _GONE = 0.01
+_LEAST = 1e-6
+"""The smallest scale of a batch norm that is divided by; a scale starts at about 1."""
 
 
 class Groups:
@@ -33,10 +37,13 @@ class Groups:
     Args:
         axis: The axis.
         state: The module's parameters by name; frozen ones do not count.
+        divisors: Names of parameters that the graph divides by, which never become 0.
     """
 
-    def __init__(self, axis: Axis, state: Mapping[str, Tensor]) -> None:
-        self.axis = axis
+    def __init__(
+        self, axis: Axis, state: Mapping[str, Tensor], divisors: Collection[str] = ()
+    ) -> None:
+        self.axis, self.divisors = axis, frozenset(divisors)
         self._members: list[tuple[Place, Tensor]] = []
         for place in axis.places:
             tensor = state.get(place.tensor)
@@ -63,6 +70,9 @@ class Groups:
             shape = [1] * tensor.dim()
             shape[place.dim] = -1
             tensor.mul_(line.view(shape))
+            if place.tensor in self.divisors:
+                least = torch.full_like(tensor, _LEAST).copysign(tensor)
+                tensor.copy_(torch.where(tensor.abs() < _LEAST, least, tensor))
 
 
 def weakest(norms: Tensor, ratio: float) -> Tensor:
@@ -94,12 +104,24 @@ class _Shrink:
         self.groups.scale(state, factors)
 
 
-def shrinking(axes: Sequence[Axis], module: nn.Module, options: SparseTrainOptions) -> Hooks:
-    """Return the hook that shrinks groups after every step, from the weights as they are now."""
+def shrinking(
+    axes: Sequence[Axis],
+    module: nn.Module,
+    options: SparseTrainOptions,
+    divisors: Collection[str] = (),
+) -> Hooks:
+    """Return the hook that shrinks groups after every step, from the weights as they are now.
+
+    Args:
+        axes: Whose groups.
+        module: What is trained.
+        options: How much they shrink.
+        divisors: Names of parameters that must not become 0.
+    """
     state = dict(module.named_parameters(remove_duplicate=False))
     shrinks = []
     for axis in axes:
-        groups = Groups(axis, state)
+        groups = Groups(axis, state, divisors)
         norms = groups.norms(state)
         chosen = weakest(norms, options.ratio)
         shrinks.append(_Shrink(groups, float(norms.mean()), chosen, options))
@@ -122,8 +144,9 @@ def decide(program: Program, options: SparseTrainOptions, context: Context) -> S
         expect=options.expect,
     )
     axes = choose(analysis.axes, analysis.frozen, select).axes
+    divisors = _divisors(program)
     trained = train(
-        program, options, context, hooks=lambda module: shrinking(axes, module, options)
+        program, options, context, hooks=lambda module: shrinking(axes, module, options, divisors)
     )
     entries: tuple[SparseAxis, ...] = ()
     if not context.planning:
@@ -131,6 +154,15 @@ def decide(program: Program, options: SparseTrainOptions, context: Context) -> S
         after = {**before, **_parameters(trained.arrays, before)}
         entries = tuple(_entry(axis, before, after) for axis in axes)
     return SparseTrainDecision(**dict(trained), axes=entries)
+
+
+def _divisors(program: Program) -> frozenset[str]:
+    """Return the scales γ of batch norms that are folded into a layer while both are trained.
+
+    Such a fold multiplies the weight by γ/σ and divides by it again: with γ = 0 that is 0/0.
+    """
+    norms = [node for node in program.nodes if op_name(node) == "batch_norm"]
+    return frozenset(f"{node.target}.weight" for node in norms if match_training_fold(node))
 
 
 def _parameters(arrays: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -138,3 +138,19 @@ def test_golden(golden_graph: Any) -> None:
     image = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
     batches = [((torch.cat([image, -image]),), torch.tensor([0, 1]))]
     golden_graph(apply(SparseTrain, start, options, Context(data={"train": batches})).program)
+
+
+def test_a_norm_that_training_in_integers_divides_by_stays_above_zero() -> None:
+    """γ = 0 would be 0/0 where a norm is folded into its layer while both are trained."""
+    qat = {"use": "quantize.qat", "calibration": 8, "weights": {"observer": "minmax"},
+           "activations": {"observer": "minmax"}}  # fmt: skip
+    given = {**data(), "calibration": [batch for batch, _ in data()["train"]]}
+    strong = step(strength=30.0, kinds=("channel",), epochs=1)
+    result = fxc.compress(program(), [qat, strong, {"use": "tidy.fold_batchnorm"}], data=given)
+    before, after = result.record.passes[1].decision["axes"][0], result.program
+    assert before["gone"] >= 6, "what it is for still happens"
+    gamma = [each for each in result.record.passes[1].edits if each.name == "norm.weight"]
+    assert gamma
+    images = given["train"][0][0][0]
+    assert after(images).isfinite().all()
+    assert all(t.isfinite().all() for t in after.state().values() if t.is_floating_point())
