@@ -42,12 +42,14 @@ class Corrected(Entry):
         shift: Mean |change| of its bias; None while pending.
         largest: The largest |change|.
         limited: Channels whose bias would not fit int32 at s_x·s_w, and goes to the limit.
+        partly: The shift is the mean of most places: those far out decided the mean of all.
     """
 
     layer: str
     shift: float | None = None
     largest: float | None = None
     limited: int = 0
+    partly: bool = False
 
 
 class BiasCorrectDecision(Decision):
@@ -60,7 +62,9 @@ class BiasCorrectDecision(Decision):
     def summary(self) -> tuple[str, ...]:
         """Return how many biases change, and how many are new."""
         new = sum(each.new for each in self.shifted)
-        return (f"{len(self.layers)} biases corrected, {new} of them new",)
+        partly = sum(each.partly for each in self.layers)
+        far = (f"{partly} of them without places whose error is far out",) if partly else ()
+        return (f"{len(self.layers)} biases corrected, {new} of them new", *far)
 
 
 class BiasCorrect(Pass[BiasCorrectOptions, BiasCorrectDecision]):
@@ -74,7 +78,11 @@ class BiasCorrect(Pass[BiasCorrectOptions, BiasCorrectDecision]):
     (Nagel et al., 2019, arXiv:1906.04721, section 4.2 and appendix D). Layers are corrected in
     graph order, each on what the corrected ones before it give, so that the mean of every layer is
     that of the float model. Without `sequential` a layer is compared with itself with float
-    weights, on the same inputs: b' = b - (W̃ - W)·E[x]. Means are over samples and positions.
+    weights, on the same inputs: b' = b - (W̃ - W)·E[x]. Means are over samples and positions,
+    those left out where a batch's `attention_mask` is 0.
+
+    Where the mean would raise the error of most places, because a few clipped ones hold most of
+    it, places with 10 times the squared error of the one in the middle are left out as well.
 
     A layer without a bias gets one. Where activations have a fixed scale, the bias stays below
     s_x·s_w·2^30, so that it fits int32.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -16,6 +17,7 @@ from fxcompress.rewrite.edits import Declined
 from passes._layers.frontier import Frontier
 from passes._layers.operands import canonical
 from passes._layers.stream import stream
+from passes.quantize._bias_correct.difference import Difference
 from passes.quantize._bias_correct.targets import QUANTIZERS, Target, find_targets
 from passes.quantize._masked import unmasked
 from passes.quantize._scaling.moments import Moments
@@ -56,23 +58,24 @@ def decide(program: Program, options: BiasCorrectOptions, context: Context) -> B
             declined=tuple(declined),
             pending=tuple(f"{each.bias}: shift {when}" for each in targets),
         )
-    found = _Run(program, options, context, targets, declined)
-    shifts = found.sequential() if options.sequential else found.apart()
+    run = _Run(program, options, context, targets, declined)
+    shifts = run.sequential() if options.sequential else run.apart()
     layers, shifted, arrays = [], [], {}
     for each in targets:
         if each.id not in shifts:
             continue
-        shift, limited = shifts[each.id]
+        found = shifts[each.id]
         layers.append(
             Corrected(
                 layer=each.id,
-                shift=float(shift.abs().mean()),
-                largest=float(shift.abs().max()),
-                limited=limited,
+                shift=float(found.value.abs().mean()),
+                largest=float(found.value.abs().max()),
+                limited=found.limited,
+                partly=found.partly,
             )
         )
         shifted.append(entries[each.id])
-        arrays[entries[each.id].key] = shift.float()
+        arrays[entries[each.id].key] = found.value.float()
     return BiasCorrectDecision(
         layers=tuple(layers), shifted=tuple(shifted), declined=tuple(declined), arrays=arrays
     )
@@ -88,6 +91,21 @@ def without_quantizers(program: Program) -> Program:
     return rewriter.finish()
 
 
+def _real(batch: Any) -> Tensor | None:
+    """Return which places of a batch are no padding, `[batch, places]`, where it says so."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return mask if isinstance(mask, Tensor) else None
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What a bias changes by, `[channels]`, channels at the limit, and if places are left out."""
+
+    value: Tensor
+    limited: int
+    partly: bool = False
+
+
 class _Run:
     def __init__(
         self,
@@ -101,30 +119,31 @@ class _Run:
         self.targets, self.declined = targets, declined
         self.state = program.state()
 
-    def sequential(self) -> dict[str, tuple[Tensor, int]]:
+    def sequential(self) -> dict[str, Shift]:
         """Return shifts by layer, each measured after those before it."""
         private = self.program.copy()
         mine = dict(zip(self.program.nodes, private.nodes, strict=True))
         reference = self._reference()
         theirs = {name: node for node, name in node_ids(reference).items()}
-        there = Frontier(reference, self._batches())
-        here = Frontier(private, self._batches())
-        found: dict[str, tuple[Tensor, int]] = {}
+        batches = list(self._batches())
+        real = [_real(batch) for batch in batches]
+        there, here = Frontier(reference, batches), Frontier(private, batches)
+        found: dict[str, Shift] = {}
         for done, target in enumerate(self._comparable(theirs), 1):
             self.context.progress("correcting biases", done, len(self.targets))
             there.run_to(theirs[target.id])
             here.run_to(mine[target.node])
-            wanted, got = Moments(target.id, target.dim), Moments(target.id, target.dim)
-            for index in range(len(here.values)):
-                wanted.update(there.result(index))
-                got.update(here.result(index))
-            shift = wanted.mean - got.mean
-            if self._differs(target, shift, wanted.deviation):
-                found[target.id], bias = self._within(target, shift)
+            difference = Difference(target.id, target.dim)
+            for index, mask in enumerate(real):
+                difference.update(there.result(index), here.result(index), mask)
+            shift, partly = difference.shift()
+            if self._differs(target, shift, difference.wanted.deviation):
+                (moved, cut), bias = self._within(target, shift)
+                found[target.id] = Shift(moved, cut, partly)
                 here.set_tensor(target.bias, bias)
         return found
 
-    def apart(self) -> dict[str, tuple[Tensor, int]]:
+    def apart(self) -> dict[str, Shift]:
         """Return shifts by layer, each by its own weight on the inputs that it has."""
         private = self.program.copy()
         mine = dict(zip(self.program.nodes, private.nodes, strict=True))
@@ -134,22 +153,27 @@ class _Run:
             target.id: [Moments(target.id, target.dim) for _ in range(2)] for target in self.targets
         }
 
+        mask: Tensor | None = None
+
         def see(node: fx.Node, env: Mapping[fx.Node, Any]) -> None:
             bound, layer = bind(node), module_of(node)
             weight = env[bound["weight"]]
             source = unmasked(bound["weight"].all_input_nodes[0])
-            real = state[canonical(self.program, str(source.target))]
+            float_weight = state[canonical(self.program, str(source.target))]
             exact, rounded = moments[by_node[node].id]
-            exact.update(layer(env[bound["input"]], real))
-            rounded.update(layer(env[bound["input"]], weight))
+            exact.update(layer(env[bound["input"]], float_weight), mask)
+            rounded.update(layer(env[bound["input"]], weight), mask)
 
-        stream(private, self._batches(), by_node, see)
+        for batch in self._batches():
+            mask = _real(batch)
+            stream(private, [batch], by_node, see)
         found = {}
         for target in self.targets:
             exact, rounded = moments[target.id]
             shift = exact.mean - rounded.mean
             if self._differs(target, shift, exact.deviation):
-                found[target.id], _ = self._within(target, shift)
+                (moved, cut), _ = self._within(target, shift)
+                found[target.id] = Shift(moved, cut)
         return found
 
     def _batches(self) -> Iterable[Any]:

@@ -24,14 +24,21 @@ class Moments:
         self.name, self.dim, self.count = name, dim, 0
         self.total = self.squares = torch.zeros((), dtype=torch.float64)
 
-    def update(self, x: Any) -> None:
+    def update(self, x: Any, real: Tensor | None = None) -> None:
         """Take in one batch.
+
+        Args:
+            x: The activation.
+            real: A mask of its places, 0 for those to leave out; one of another shape than the
+                activation without its last dimension, or with channels elsewhere, says nothing.
 
         Raises:
             NumericsError: It holds a NaN or an infinity.
         """
         if x.numel() == 0:
             return
+        if real is not None and self.dim == -1 and real.shape == x.shape[:-1]:
+            x = x[real != 0]
         rows = x.detach().double().movedim(self.dim, 0).flatten(1).cpu()
         self.total = self.total + rows.sum(dim=1)
         self.squares = self.squares + rows.square().sum(dim=1)

@@ -13,6 +13,7 @@ from fxcompress.pipeline.context import Context
 from fxcompress.testing import check_pass
 from passes._observe import observe
 from passes.quantize._bias_correct.decide import without_quantizers
+from passes.quantize._bias_correct.difference import Difference
 from passes.quantize.bias_correct import BiasCorrect, BiasCorrectOptions
 from passes.quantize.dynamic import Dynamic
 from passes.quantize.static import Static
@@ -140,6 +141,55 @@ def test_dynamic_quantization_is_corrected_too():
         for each in (quantised, made)
     ]
     assert errors[1] < errors[0] / 5
+
+
+class Mean(nn.Module):
+    """The mean of two layers over the places that are no padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x, attention_mask):
+        made = self.second(torch.relu(self.first(x))) * attention_mask.unsqueeze(-1)
+        return made.sum(1) / attention_mask.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_padding_is_left_out_of_the_means(sequential):
+    # What lies in padding has another mean than real places.
+    x, mask = random_input(32, 6, 8), torch.ones(32, 6)
+    mask[:, 3:] = 0
+    batch = {"x": x + 20 * (1 - mask).unsqueeze(-1), "attention_mask": mask}
+    program = capture(seeded(Mean), kwargs=batch)
+    weights = {"bits": 3, "group": None}
+    quantised = apply(WeightOnly, program, weights).program
+    options = {"calibration": 32, "reference": "original", "sequential": sequential}
+    data = Context(data={"calibration": [batch]}, original=program)
+    made = apply(BiasCorrect, quantised, options, data).program
+    with torch.no_grad():
+        wanted = program(**batch).mean(0)
+        before, after = (
+            float((each(**batch).mean(0) - wanted).abs().mean()) for each in (quantised, made)
+        )
+    assert after < before * (1e-4 if sequential else 0.5)
+
+
+def test_a_few_clipped_places_do_not_shift_all_others():
+    generator = torch.Generator().manual_seed(0)
+    wanted = torch.randn(4, 100, 8, generator=generator)
+    got = wanted + 0.1 * torch.randn(4, 100, 8, generator=generator) + 0.05
+    difference = Difference("layer", -1)
+    difference.update(wanted, got)
+    mean, partly = difference.shift()
+    assert not partly
+    assert torch.allclose(mean, (wanted - got).mean((0, 1)).double(), atol=1e-6)
+    got[:, 0] += 50
+    difference = Difference("layer", -1)
+    difference.update(wanted, got)
+    shift, partly = difference.shift()
+    assert partly
+    assert torch.allclose(shift, (wanted - got)[:, 1:].mean((0, 1)).double(), atol=1e-6)
 
 
 def test_rounded_weights_are_compared_with_the_original():
