@@ -44,12 +44,17 @@ TARGETS = {
     "executorch": "executorch",
     "inductor": "inductor",
 }
+# The same for 8-bit floats, which other targets refuse when the spec is read.
+FLOAT_TARGETS = {"TensorRT (structure)": "tensorrt-qdq"}
 INT4 = {"bits": 4, "group": 32}
 SMALL = {"iterations": 20, "calibration": 8}
-# Row -> its passes; TARGET stands for the placement of the column.
+# Row -> its passes; TARGET and FLOATS stand for the placement of the column.
 ROWS: Mapping[str, tuple[Step, ...]] = {
     "float32": (),
     "quantize.static": ({"use": "quantize.static", "target": "TARGET", "calibration": 8},),
+    "quantize.static, float8_e4m3": (
+        {"use": "quantize.static", "target": "FLOATS", "dtype": "float8_e4m3", "calibration": 8},
+    ),
     "quantize.qat": ({"use": "quantize.qat", "target": "TARGET", "calibration": 8},),
     "quantize.smooth, static": (
         {"use": "quantize.smooth", "calibration": 8},
@@ -134,6 +139,8 @@ def steps_of(row: str, column: str) -> list[dict[str, Any]]:
         placed = dict(step)
         if placed.get("target") == "TARGET":
             placed["target"] = TARGETS.get(column, "generic")
+        elif placed.get("target") == "FLOATS":
+            placed["target"] = FLOAT_TARGETS.get(column, "generic")
         made.append(placed)
     if row == "quantize.qat":
         made.append({"use": "tidy.fold_batchnorm"})

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fxcompress.emit._float8_ops import float8_ops
 from fxcompress.emit._integers import PackedWeight
 from fxcompress.nn import Binarize, FloatQuantize
 from fxcompress.nn.binarize import signs
 from fxcompress.nn.packing import pack
 
-__all__ = ["BinaryWeight", "Float8Weight", "Signs"]
+__all__ = ["BinaryWeight", "Float8Pair", "Float8Rounding", "Float8Weight", "Signs"]
 
 
 class BinaryWeight(PackedWeight):
@@ -40,6 +41,50 @@ class Float8Weight(nn.Module):
     def forward(self) -> Tensor:
         """Return the weight as floats."""
         return (self.weight.float() * self.scale).to(self.dtype)
+
+
+class Float8Rounding(nn.Module):
+    """An activation rounded to 8-bit floats: `scale`, one number or per axis, broadcasts to it."""
+
+    scale: Tensor
+
+    def __init__(self, quantizer: FloatQuantize, like: Tensor) -> None:
+        super().__init__()
+        self.stored, self.largest = quantizer.dtype, quantizer.largest
+        self.register_buffer("scale", quantizer.scale_for(like).detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` rounded, as floats of its own type."""
+        q = (x.float() / self.scale).clamp(-self.largest, self.largest).to(self.stored)
+        return (q.float() * self.scale).to(x.dtype)
+
+
+class Float8Pair(nn.Module):
+    """A number as 8-bit floats and back, in operators that a translation knows.
+
+    With a `weight` it is given back, as it is stored; otherwise the operand is rounded.
+    """
+
+    scale: Tensor
+    weight: Tensor | None
+
+    def __init__(self, quantizer: FloatQuantize, weight: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.stored, self.axis, self.dtype = quantizer.dtype, quantizer.axis, dtype
+        self.register_buffer("scale", quantizer.scale.detach().clone())
+        stored = None if weight is None else quantizer.quantize(weight)
+        self.register_buffer("weight", stored)
+
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        """Return the operand, or the weight, as floats."""
+        ops, axis = float8_ops(), 1 if self.axis is None else self.axis
+        q = self.weight
+        if q is None:
+            assert x is not None, "without a weight it rounds an activation"
+            e5m2 = self.stored is torch.float8_e5m2
+            q = ops.float8_quantize(x.float(), self.scale, axis, e5m2)
+        floats: Tensor = ops.float8_dequantize(q, self.scale, axis)
+        return floats.to(self.dtype)
 
 
 class Signs(nn.Module):

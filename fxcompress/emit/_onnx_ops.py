@@ -9,6 +9,7 @@ import numpy
 import torch
 from torch.export import ExportedProgram
 
+from fxcompress.emit._float8_ops import onnx_translations as float8_translations
 from fxcompress.emit._lower import register_decomposed
 from fxcompress.emit._onnx_dynamic import dynamic_translations
 
@@ -27,6 +28,7 @@ def translations(program: ExportedProgram) -> Mapping[Callable[..., Any], Callab
         ops.dequantize_per_tensor.default: _dequantize_per_tensor,
         ops.dequantize_per_channel.default: _dequantize_per_channel,
         **dynamic_translations(),
+        **float8_translations(),
     }
     pools = program.graph.find_nodes(
         op="call_function", target=torch.ops.aten.adaptive_avg_pool2d.default

@@ -58,7 +58,12 @@ def load_onnx(paths: Sequence[str], imports: Sequence[str], threads: int | None)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
-    session = onnxruntime.InferenceSession(paths[0], options, providers=["CPUExecutionProvider"])
+    try:
+        session = _session(paths[0], options)
+    except onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph:
+        # It makes an integer Gemm of pairs of 8-bit floats, and then refuses that.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        session = _session(paths[0], options)
     wanted = {value.name for value in session.get_inputs()}
 
     def bind(call: Mapping[str, Any]) -> Callable[[], Any]:
@@ -66,6 +71,12 @@ def load_onnx(paths: Sequence[str], imports: Sequence[str], threads: int | None)
         return lambda: [from_ort(value) for value in session.run_with_ort_values(None, feed)]
 
     return bind
+
+
+def _session(path: str, options: Any) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def to_ort(tensor: torch.Tensor) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 from torch import fx
@@ -11,8 +11,9 @@ from torch import fx
 from fxcompress.errors import PassError
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import bind, op_name
-from fxcompress.nn import FakeQuantize, take_weight_as_operand
+from fxcompress.nn import take_weight_as_operand
 from passes._paths import scope_beside
+from passes.quantize._build import Quantizer, activation_quantizer, weight_quantizer
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["check_inserted", "insert_activations", "insert_weights"]
 
 
-Prepare: TypeAlias = Callable[[FakeQuantize], object]
+_QUANTIZED: Final = ("fake_quant", "float_quant")
+Prepare: TypeAlias = Callable[[Quantizer], object]
 """What is done to a quantizer before it goes into the graph."""
 
 
@@ -31,7 +33,7 @@ def insert_activations(
 ) -> None:
     """Add a quantizer per entry, called on each of its tensors."""
     for entry in entries:
-        module: FakeQuantize | None = None if entry.exists else _build(entry)
+        module = None if entry.exists else activation_quantizer(entry)
         if module is not None:
             prepare(module)
         for call in entry.calls:
@@ -47,14 +49,6 @@ def insert_activations(
                 rewriter.replace_uses(node, fake, only=readers.__contains__)
 
 
-def _build(entry: ActivationEntry) -> FakeQuantize:
-    module = FakeQuantize(entry.bits, signed=entry.signed, symmetric=entry.symmetric)
-    if entry.scale is not None and entry.zero_point is not None:
-        module.scale.fill_(entry.scale)
-        module.zero_point.fill_(entry.zero_point)
-    return module
-
-
 def insert_weights(
     rewriter: GraphRewriter,
     entries: Iterable[WeightEntry],
@@ -63,7 +57,7 @@ def insert_weights(
 ) -> None:
     """Add a quantizer per weight, and let the layers take their weight as an operand."""
     for entry in entries:
-        module = FakeQuantize(entry.bits, narrow=True, axis=entry.axis, shape=entry.shape)
+        module = weight_quantizer(entry)
         if entry.path in arrays:
             module.scale.copy_(torch.as_tensor(arrays[entry.path]))
         prepare(module)
@@ -75,7 +69,7 @@ def insert_weights(
 
 
 def _insert_before_modules(
-    rewriter: GraphRewriter, entry: WeightEntry, module: FakeQuantize, layers: list[fx.Node]
+    rewriter: GraphRewriter, entry: WeightEntry, module: Quantizer, layers: list[fx.Node]
 ) -> None:
     scope = scope_beside(layers[0])
     weight = rewriter.get_attr(entry.tensor, before=layers[0], scope=scope)
@@ -87,7 +81,7 @@ def _insert_before_modules(
 
 
 def _insert_before_operands(
-    rewriter: GraphRewriter, entry: WeightEntry, module: FakeQuantize, layers: list[fx.Node]
+    rewriter: GraphRewriter, entry: WeightEntry, module: Quantizer, layers: list[fx.Node]
 ) -> None:
     weight = bind(layers[0])["weight"]
     fake = rewriter.call_module(
@@ -112,7 +106,7 @@ def check_inserted(program: Program, entries: Iterable[WeightEntry]) -> None:
                 if isinstance(read, fx.Node) and op_name(read) == "mul":
                     # In training, a norm's scale goes on after the quantizer.
                     read = read.all_input_nodes[0]
-                if not isinstance(read, fx.Node) or op_name(read) != "fake_quant":
+                if not isinstance(read, fx.Node) or op_name(read) not in _QUANTIZED:
                     raise PassError(
                         f"{layer} does not read a quantised {operand}",
                         reason="the placement promises that every integer layer does",

@@ -86,7 +86,7 @@ class Kernels:
     def is_near_integer(self, node: fx.Node) -> bool:
         """Whether a tensor is an integer tensor, or moves or element-wise functions of one."""
         while True:
-            if node in self.integer or self.ops[node] == "fake_quant":
+            if node in self.integer or self.ops[node] == self.rules.quantizer:
                 return True
             near = self.ops[node] in self.rules.functions or self.moves(node)
             if not near or not node.all_input_nodes:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxcompress.errors import NumericsError
 from fxcompress.nn import FakeQuantize
+from passes.quantize._build import Quantizer
 from passes.quantize._histogram import Histogram
 from passes.quantize._options import ObserverName
 from passes.quantize._search import entropy_range, mse_range
@@ -70,8 +71,8 @@ class Observer(ABC):
         """Take in a batch of finite values with these extremes."""
 
     @abstractmethod
-    def range(self, fake: FakeQuantize) -> tuple[float, float]:
-        """Return the lowest and the highest value to represent with `fake`'s integers."""
+    def range(self, fake: Quantizer) -> tuple[float, float]:
+        """Return the lowest and the highest value to represent with `fake`'s numbers."""
 
 
 class MinMax(Observer):
@@ -84,7 +85,7 @@ class MinMax(Observer):
     def _observe(self, x: Tensor, low: float, high: float) -> None:
         self.low, self.high = min(self.low, low), max(self.high, high)
 
-    def range(self, fake: FakeQuantize) -> tuple[float, float]:
+    def range(self, fake: Quantizer) -> tuple[float, float]:
         """Return the extremes seen."""
         return self.low, self.high
 
@@ -107,7 +108,7 @@ class MovingAverage(Observer):
         self.low += weight * (low - self.low)
         self.high += weight * (high - self.high)
 
-    def range(self, fake: FakeQuantize) -> tuple[float, float]:
+    def range(self, fake: Quantizer) -> tuple[float, float]:
         """Return the averages."""
         return self.low, self.high
 
@@ -123,9 +124,12 @@ class HistogramObserver(Observer):
     def _observe(self, x: Tensor, low: float, high: float) -> None:
         self.histogram.update(x, low, high)
 
-    def range(self, fake: FakeQuantize) -> tuple[float, float]:
+    def range(self, fake: Quantizer) -> tuple[float, float]:
         """Return the range found."""
-        return (mse_range if self.search == "mse" else entropy_range)(self.histogram, fake)
+        if self.search == "mse":
+            return mse_range(self.histogram, fake)
+        assert isinstance(fake, FakeQuantize), "the options refuse `entropy` for floats"
+        return entropy_range(self.histogram, fake)
 
 
 class Percentile(Observer):
@@ -139,7 +143,7 @@ class Percentile(Observer):
     def _observe(self, x: Tensor, low: float, high: float) -> None:
         self.histogram.update(x, low, high)
 
-    def range(self, fake: FakeQuantize) -> tuple[float, float]:
+    def range(self, fake: Quantizer) -> tuple[float, float]:
         """Return the two quantiles, to the width of a bin."""
         seen = self.histogram
         if len(seen.counts) == 0:

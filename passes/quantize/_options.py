@@ -7,11 +7,19 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from fxcompress.pipeline.base import Options, Selection
-from passes.quantize._targets import TARGETS, Granularity, PlacementRules, Target
+from passes.quantize._targets import (
+    TARGETS,
+    Granularity,
+    Numbers,
+    PlacementRules,
+    Target,
+    for_floats,
+)
 
 __all__ = [
     "ActivationOptions",
     "ActivationOverride",
+    "Numbers",
     "ObserverName",
     "Override",
     "StaticOptions",
@@ -119,6 +127,11 @@ class StaticOptions(Selection):
         default="generic",
         description="The runtime whose integer kernels quantizers are placed for.",
     )
+    dtype: Numbers = Field(
+        default="int",
+        description="What weights and activations become: integers of their `bits`, or 8-bit "
+        "floats.",
+    )
     weights: WeightOptions = Field(
         default=WeightOptions(), description="How weights are quantised."
     )
@@ -145,12 +158,18 @@ class StaticOptions(Selection):
     @property
     def rules(self) -> PlacementRules:
         """What the target's kernels take."""
-        return TARGETS[self.target]
+        rules = TARGETS[self.target]
+        return for_floats(rules) if self.floats else rules
+
+    @property
+    def floats(self) -> bool:
+        """Whether weights and activations are 8-bit floats."""
+        return self.dtype != "int"
 
     @property
     def signed(self) -> bool:
         """Whether activations are signed, where they are not told by the target."""
-        return bool(
+        return self.floats or bool(
             self.rules.signed if self.activations.signed is None else self.activations.signed
         )
 
@@ -158,14 +177,35 @@ class StaticOptions(Selection):
     def symmetric(self) -> bool:
         """Whether activations are symmetric, where they are not told by the target."""
         told = self.activations.symmetric
-        return bool(self.rules.symmetric if told is None else told)
+        return self.floats or bool(self.rules.symmetric if told is None else told)
 
     @model_validator(mode="after")
     def _the_target_can(self) -> Self:
-        problems = [*self._widths(), *self._kinds()]
+        problems = [*self._float_problems(), *self._widths(), *self._kinds()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _float_problems(self) -> list[str]:
+        """Return what does not go with 8-bit floats."""
+        if not self.floats:
+            return []
+        rules, found = self.rules, []
+        if self.dtype not in rules.dtypes:
+            able = [row.name for row in TARGETS.values() if self.dtype in row.dtypes]
+            found.append(
+                f"{rules.name}'s kernels take {' or '.join(rules.dtypes)}, not {self.dtype}: "
+                f"that is for target {' or '.join(able)}"
+            )
+        activations = [self.activations, *(each.activations for each in self.overrides)]
+        weights = [self.weights, *(each.weights for each in self.overrides)]
+        if any(each and each.observer == "entropy" for each in activations):
+            found.append("the observer `entropy` counts integers: 8-bit floats take another")
+        if False in (self.activations.signed, self.activations.symmetric):
+            found.append("8-bit floats are signed and symmetric")
+        if any(each and each.bits not in (None, 8) for each in [*weights, *activations]):
+            found.append("8-bit floats have 8 bits: drop `bits`")
+        return found
 
     def _widths(self) -> list[str]:
         """Return which widths and granularities the target has no kernels for."""

@@ -116,11 +116,11 @@ class _Placer:
 
     def _site(self, operand: fx.Node, kernel: fx.Node) -> Site:
         ops = self.kernels.ops
-        if ops[operand] == "fake_quant":
+        if ops[operand] == self.kernels.rules.quantizer:
             return self._fixed(operand)
         source, path = self._source(operand)
         site = self.sites.get(source)
-        if site is None and ops[source] == "fake_quant":
+        if site is None and ops[source] == self.kernels.rules.quantizer:
             site = self._fixed(source)
         if site is None and self.kernels.is_near_integer(source):
             # A float function of an integer tensor among integer kernels: all read it quantised.

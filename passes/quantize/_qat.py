@@ -11,6 +11,7 @@ from fxcompress.ir.ops import module_of, op_name
 from fxcompress.nn import FakeQuantize
 from fxcompress.rewrite import without_taps
 from passes._training_fold import insert_training_fold, running_scale
+from passes.quantize._build import Quantizer
 from passes.quantize._gates import insert_gates
 from passes.quantize._insert import insert_activations, insert_weights
 from passes.quantize._static import decide as decide_static
@@ -82,13 +83,15 @@ def rewrite(rewriter: GraphRewriter, decision: QatDecision) -> None:
     for declined in decision.declined:
         rewriter.decline(declined.node, declined.reason, declined.because_of)
 
-    def for_activations(quantizer: FakeQuantize) -> None:
+    def for_activations(quantizer: Quantizer) -> None:
+        assert isinstance(quantizer, FakeQuantize), "the options refuse floats"
         if decision.following is None:
             quantizer.learn(offset=decision.method == "lsq_plus")
         else:
             quantizer.track(decision.following.momentum, delay=decision.following.delay)
 
-    def for_weights(quantizer: FakeQuantize) -> None:
+    def for_weights(quantizer: Quantizer) -> None:
+        assert isinstance(quantizer, FakeQuantize), "the options refuse floats"
         if decision.following is None:
             quantizer.learn()
         else:

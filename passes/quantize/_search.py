@@ -10,25 +10,27 @@
 import torch
 from torch import Tensor
 
-from fxcompress.nn import FakeQuantize, affine_parameters
+from fxcompress.nn import FakeQuantize, FloatQuantize, affine_parameters
+from passes.quantize._build import Quantizer
 from passes.quantize._histogram import Histogram
 
 __all__ = ["entropy_range", "mse_range", "mse_weight_range"]
 
 _CANDIDATES = 64
 _ROUNDS = 2
+_SMALLEST_SCALE = 1e-30
 _SHRINKS = tuple(1.0 - step / _CANDIDATES for step in range(_CANDIDATES))
 
 
-def mse_range(histogram: Histogram, fake: FakeQuantize) -> tuple[float, float]:
-    """Return the range in [low, high] with the least mean squared error under `fake`'s integers."""
+def mse_range(histogram: Histogram, fake: Quantizer) -> tuple[float, float]:
+    """Return the range in [low, high] with the least mean squared error under `fake`'s numbers."""
     low, high = histogram.low, histogram.high
     occupied = histogram.counts > 0
     centres, counts = histogram.centres[occupied], histogram.counts[occupied].double()
     if len(counts) == 0:
         return low, high
     shrink = torch.linspace(1.0, 1.0 / _CANDIDATES, _CANDIDATES, dtype=torch.float64)
-    if fake.symmetric:
+    if isinstance(fake, FloatQuantize) or fake.symmetric:
         bound = max(-low, high)
         best = _least(centres, counts, -bound * shrink, bound * shrink, fake)
         return max(low, -bound * best), min(high, bound * best)
@@ -44,10 +46,11 @@ def mse_range(histogram: Histogram, fake: FakeQuantize) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def _least(
-    centres: Tensor, counts: Tensor, lows: Tensor, highs: Tensor, fake: FakeQuantize
-) -> float:
+def _least(centres: Tensor, counts: Tensor, lows: Tensor, highs: Tensor, fake: Quantizer) -> float:
     """Return the shrink factor of the candidate range with the least error."""
+    if isinstance(fake, FloatQuantize):
+        error = (_as_floats(centres, highs, fake) - centres).square_() @ counts
+        return 1.0 - int(error.argmin()) / _CANDIDATES
     scale, zero_point = affine_parameters(
         lows, highs, qmin=fake.qmin, qmax=fake.qmax, symmetric=fake.symmetric
     )
@@ -57,6 +60,13 @@ def _least(
     error = q.sub_(z).mul_(s).sub_(centres).square_() @ counts
     # The first of equals is the widest.
     return 1.0 - int(error.argmin()) / _CANDIDATES
+
+
+def _as_floats(x: Tensor, bound: Tensor, fake: FloatQuantize) -> Tensor:
+    """Return `x`, rows of numbers or one for all, as floats with each bound at their end."""
+    scale = (bound / fake.largest).clamp_min(_SMALLEST_SCALE)[:, None]
+    rounded = (x / scale).clamp_(-fake.largest, fake.largest).to(fake.dtype)
+    return rounded.to(x.dtype) * scale
 
 
 def entropy_range(histogram: Histogram, fake: FakeQuantize) -> tuple[float, float]:
@@ -109,21 +119,31 @@ def _divergence(counts: Tensor, inside: Tensor, levels: int) -> float:
     return float((p[occupied] * (p[occupied] / q[occupied]).log()).sum())
 
 
-def mse_weight_range(rows: Tensor, fake: FakeQuantize) -> tuple[Tensor, Tensor]:
+def mse_weight_range(rows: Tensor, fake: Quantizer) -> tuple[Tensor, Tensor]:
     """Return, for each row of `[rows, elements]`, the shrunk min-max range with the least error."""
     low, high = rows.amin(dim=1), rows.amax(dim=1)
+    if isinstance(fake, FloatQuantize):
+        high = torch.maximum(-low, high)
+        low = -high
     best_low, best_high = low.clone(), high.clone()
     least = torch.full_like(low, float("inf"))
     for step in range(_CANDIDATES // 2):
         shrink = 1.0 - step / _CANDIDATES
-        scale, zero_point = affine_parameters(
-            low * shrink, high * shrink, qmin=fake.qmin, qmax=fake.qmax, symmetric=fake.symmetric
-        )
-        s, z = scale[:, None], zero_point[:, None].float()
-        q = ((rows / s).round() + z).clamp(fake.qmin, fake.qmax)
-        error = (((q - z) * s - rows) ** 2).sum(dim=1)
+        error = ((_rounded(rows, low * shrink, high * shrink, fake) - rows) ** 2).sum(dim=1)
         better = error < least
         least = torch.where(better, error, least)
         best_low = torch.where(better, low * shrink, best_low)
         best_high = torch.where(better, high * shrink, best_high)
     return best_low, best_high
+
+
+def _rounded(rows: Tensor, low: Tensor, high: Tensor, fake: Quantizer) -> Tensor:
+    """Return rows as a quantizer of each range gives them back."""
+    if isinstance(fake, FloatQuantize):
+        return _as_floats(rows, high, fake)
+    scale, zero_point = affine_parameters(
+        low, high, qmin=fake.qmin, qmax=fake.qmax, symmetric=fake.symmetric
+    )
+    s, z = scale[:, None], zero_point[:, None].float()
+    q = ((rows / s).round() + z).clamp(fake.qmin, fake.qmax)
+    return (q - z) * s

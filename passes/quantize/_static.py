@@ -18,6 +18,7 @@ from fxcompress.rewrite.edits import Declined
 from passes._observe import observe
 from passes._paths import free_path, path_beside
 from passes._training_fold import folded_weights
+from passes.quantize._build import activation_quantizer
 from passes.quantize._float import float_shares
 from passes.quantize._gates import gate_entries
 from passes.quantize._layers import choose_layers
@@ -74,7 +75,9 @@ def decide(
     named = {**ids, **{norm: ids[layer] for layer, norm in norms.items()}}
     quantizers = _quantizers(placement, options, layers.formats, ids, named, taken)
     gates = gate_entries(placement, options.rules, ids, taken)
-    weights = weight_entries(program, layers.chosen, options.weights, ids, taken, layers.formats)
+    weights = weight_entries(
+        program, layers.chosen, options.weights, ids, taken, layers.formats, options.dtype
+    )
     decision = StaticDecision(
         target=options.target,
         weights=weights,
@@ -134,6 +137,7 @@ def _quantizers(
             bits=chosen.bits,
             signed=options.signed,
             symmetric=options.symmetric,
+            dtype=options.dtype,
             calls=tuple(Call(node=ids[n], readers=_readers(site.calls[n], ids)) for n in nodes),
             exists=site.fixed is not None,
         )
@@ -174,17 +178,15 @@ def _measure(
 
 
 def _ranged(entry: ActivationEntry, observer: Observer) -> ActivationEntry:
-    fake = FakeQuantize(entry.bits, signed=entry.signed, symmetric=entry.symmetric)
+    fake = activation_quantizer(entry)
     low, high = observer.range(fake)
-    fake.fit(torch.tensor(low), torch.tensor(high))
-    return entry.model_copy(
-        update={
-            "low": low,
-            "high": high,
-            "scale": fake.scale.item(),
-            "zero_point": int(fake.zero_point),
-        }
-    )
+    found: dict[str, float | int] = {"low": low, "high": high}
+    if isinstance(fake, FakeQuantize):
+        fake.fit(torch.tensor(low), torch.tensor(high))
+        found["zero_point"] = int(fake.zero_point)
+    else:
+        fake.fit(torch.tensor(max(-low, high)))
+    return entry.model_copy(update={**found, "scale": fake.scale.item()})
 
 
 def _input_scales(

@@ -20,7 +20,7 @@ documents them:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -34,10 +34,11 @@ from passes.quantize._rules import (
     MOVES,
 )
 
-__all__ = ["TARGETS", "Granularity", "PlacementRules", "Target"]
+__all__ = ["TARGETS", "Granularity", "Numbers", "PlacementRules", "Target", "for_floats"]
 
 Target = Literal["generic", "onnxruntime", "openvino", "executorch", "inductor", "tensorrt-qdq"]
 Granularity = Literal["channel", "tensor"]
+Numbers = Literal["int", "float8_e4m3", "float8_e5m2"]
 
 _ANY_WIDTH: Final = tuple(range(2, 17))
 _TRANSPOSED: Final = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
@@ -66,6 +67,8 @@ class PlacementRules:
             may combine with others.
         gates: SiLU between integers is an integer σ, with the scale 1/256, and an integer product.
         products: Whether there are integer products of two activations.
+        dtypes: Integers, and the 8-bit floats that it takes.
+        quantizer: The op that rounds activations.
         weight_bits: Widths of weights.
         weight_per: Granularity of weights.
         activation_bits: Widths of activations.
@@ -85,6 +88,8 @@ class PlacementRules:
     functions: frozenset[str] = ACTIVATIONS
     gates: bool = False
     products: bool = True
+    dtypes: tuple[Numbers, ...] = ("int",)
+    quantizer: str = "fake_quant"
     weight_bits: tuple[int, ...] = (8,)
     weight_per: tuple[Granularity, ...] = ("channel", "tensor")
     activation_bits: tuple[int, ...] = (8,)
@@ -93,7 +98,12 @@ class PlacementRules:
 
 
 _ROWS: Final = (
-    PlacementRules("generic", weight_bits=_ANY_WIDTH, activation_bits=_ANY_WIDTH),
+    PlacementRules(
+        "generic",
+        dtypes=("int", "float8_e4m3", "float8_e5m2"),
+        weight_bits=_ANY_WIDTH,
+        activation_bits=_ANY_WIDTH,
+    ),
     PlacementRules("onnxruntime", layers=_PLAIN | {"linear"}, gates=True, signed=False),
     PlacementRules(
         "openvino",
@@ -130,9 +140,25 @@ _ROWS: Final = (
         averages=frozenset(),
         moves=frozenset(),
         functions=frozenset(),
+        dtypes=("int", "float8_e4m3"),
         signed=True,
         symmetric=True,
     ),
 )
 
 TARGETS: Final = MappingProxyType({rules.name: rules for rules in _ROWS})
+
+
+def for_floats(rules: PlacementRules) -> PlacementRules:
+    """Return the rules for 8-bit floats: what multiplies reads them, and nothing else does."""
+    none: frozenset[str] = frozenset()
+    return replace(
+        rules,
+        results=none,
+        combines=none,
+        fused_adds=False,
+        averages=none,
+        functions=none,
+        gates=False,
+        quantizer="float_quant",
+    )

@@ -10,8 +10,9 @@ from torch import Tensor, fx
 
 from fxcompress.errors import NumericsError
 from fxcompress.ir.ops import bind, module_of, op_name
-from fxcompress.nn import FakeQuantize, affine_parameters
+from fxcompress.nn import FloatQuantize, affine_parameters
 from passes._paths import free_path, path_beside
+from passes.quantize._build import weight_quantizer
 from passes.quantize._masked import unmasked
 from passes.quantize._search import mse_weight_range
 from passes.quantize.static import WeightEntry
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from fxcompress.ir import Program
     from passes.quantize._options import WeightOptions
     from passes.quantize._overrides import Formats
+    from passes.quantize._targets import Numbers
 
 __all__ = ["channel_axis", "weight_entries", "weight_scales"]
 
@@ -34,6 +36,7 @@ def weight_entries(
     ids: Mapping[fx.Node, str],
     taken: set[str],
     formats: Formats | None = None,
+    dtype: Numbers = "int",
 ) -> tuple[WeightEntry, ...]:
     """Return one quantizer per weight, in graph order; calls of one weight share it.
 
@@ -58,6 +61,7 @@ def weight_entries(
                 axis=axis,
                 shape=() if axis is None else (state[tensor].shape[axis],),
                 observer=None if chosen.observer == options.observer else chosen.observer,
+                dtype=dtype,
             )
         )
     return tuple(entries)
@@ -108,7 +112,7 @@ def weight_scales(
     for entry in entries:
         weight, bias = (folded or {}).get(entry.tensor) or _own(state, entry.tensor)
         weight = weight.detach().float()
-        fake = FakeQuantize(entry.bits, narrow=True, axis=entry.axis, shape=entry.shape)
+        fake = weight_quantizer(entry)
         rows = _rows(weight, entry.axis)
         low, high = rows.aminmax(dim=1)
         if not bool(torch.isfinite(torch.stack((low, high))).all()):
@@ -120,6 +124,9 @@ def weight_scales(
         observer = entry.observer or options.observer
         if observer == "mse":
             low, high = mse_weight_range(rows, fake)
+        if isinstance(fake, FloatQuantize):
+            scales[entry.path] = fake.fit(torch.maximum(-low, high)).scale
+            continue
         scale, _ = affine_parameters(low, high, qmin=fake.qmin, qmax=fake.qmax, symmetric=True)
         for layer in entry.layers:
             scale = _room_for_bias(scale, bias, input_scale(layer))

@@ -64,6 +64,11 @@ class QatOptions(StaticOptions):
 
     @model_validator(mode="after")
     def _method_uses_them(self) -> Self:
+        if self.floats:
+            raise ValueError(
+                "quantize.qat trains the scales of integers: for 8-bit floats use quantize.static, "
+                "then train.fit, which leaves their scales as they are"
+            )
         if self.method != "ste" and (self.weights.clip or self.activations.delay):
             raise ValueError("`clip` and `delay` belong to `method: ste`: learned ranges need none")
         if self.method == "lsq_plus" and self.symmetric:

@@ -13,7 +13,7 @@ from passes.quantize._options import ActivationOptions as ActivationOptions
 from passes.quantize._options import StaticOptions as StaticOptions
 from passes.quantize._options import WeightObserver
 from passes.quantize._options import WeightOptions as WeightOptions
-from passes.quantize._targets import Target
+from passes.quantize._targets import Numbers, Target
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -38,6 +38,7 @@ class WeightEntry(_Entry):
         axis: Dimension of the output channels; None for one scale.
         shape: Shape of the scale.
         observer: How its range is found; None as for all.
+        dtype: Integers, or which 8-bit floats.
     """
 
     path: str
@@ -47,6 +48,7 @@ class WeightEntry(_Entry):
     axis: int | None
     shape: tuple[int, ...]
     observer: WeightObserver | None = None
+    dtype: Numbers = "int"
 
 
 class Call(_Entry):
@@ -60,7 +62,8 @@ class ActivationEntry(_Entry):
     """The quantizer of one tensor and of those its values move to.
 
     `scale` and `zero_point` are None while pending; `low` and `high` are the range behind them.
-    With `exists`, the quantizer is in the graph already and is called on more tensors.
+    8-bit floats (`dtype`) have no zero point. With `exists`, the quantizer is in the graph already
+    and is called on more tensors.
     """
 
     path: str
@@ -73,6 +76,7 @@ class ActivationEntry(_Entry):
     high: float | None = None
     scale: float | None = None
     zero_point: int | None = None
+    dtype: Numbers = "int"
 
 
 class FloatShare(_Entry):
@@ -119,10 +123,9 @@ class StaticDecision(Decision):
         return (*self._formats(), *self._floats(), *self.notes)
 
     def _formats(self) -> list[str]:
-        kinds = [f"weights as {each.bits}-bit integers per {_per(each)}" for each in self.weights]
+        kinds = [f"weights as {_numbers(each)} per {_per(each)}" for each in self.weights]
         kinds += [
-            f"activations as {each.bits}-bit integers, {'signed' if each.signed else 'unsigned'}, "
-            f"{'symmetric' if each.symmetric else 'affine'}"
+            f"activations as {_numbers(each)}{_signs(each)}"
             for each in self.activations
             if not each.exists
         ]
@@ -137,6 +140,17 @@ class StaticDecision(Decision):
         cheap = [f"{each.op} × {each.count}" for each in self.in_float if not each.share]
         costly = [str(each) for each in self.in_float if each.share]
         return [f"in float, {share:.1%} of MACs: {', '.join([*costly, *cheap])}"]
+
+
+def _numbers(entry: WeightEntry | ActivationEntry) -> str:
+    return f"{entry.bits}-bit integers" if entry.dtype == "int" else entry.dtype
+
+
+def _signs(entry: ActivationEntry) -> str:
+    if entry.dtype != "int":
+        return ""
+    signed = "signed" if entry.signed else "unsigned"
+    return f", {signed}, {'symmetric' if entry.symmetric else 'affine'}"
 
 
 def _per(entry: WeightEntry) -> str:
@@ -162,6 +176,11 @@ class Static(Pass[StaticOptions, StaticDecision]):
     tensors has one; concatenated tensors share one; pooling and reshapes pass scales through;
     linear layers read quantised activations and give floats. Softmax, layer norm, GELU and
     attention stay in float, and the decision tells their share of the multiply-accumulates.
+
+    With `dtype: float8_e4m3` or `float8_e5m2` numbers are 8-bit floats instead (Micikevicius et
+    al., 2022, arXiv:2209.05433), q = round(clamp(x / s, ±max)), read back as q·s, with a scale that
+    brings the range to max (448 or 57344). Quantizers then stand before what multiplies alone: no
+    kernel adds or pools 8-bit floats.
 
     A weight scale is at least |bias| / (s_x · 2^30), so that the bias fits int32 when it is lowered
     as integers at s_x·s_w: a channel whose weights all but vanish would overflow it.

@@ -93,6 +93,13 @@ def test_static_for_tensorrt(golden_graph):
     golden_graph(apply(Static, program, options, hashed_data(program)).program)
 
 
+@pytest.mark.golden("passes/quantize/static_float8")
+def test_static_in_8_bit_floats(golden_graph):
+    program = apply(FoldBatchNorm, resnet()).program
+    options = {"calibration": 8, "activations": {"observer": "minmax"}, "dtype": "float8_e4m3"}
+    golden_graph(apply(Static, program, options, hashed_data(program)).program)
+
+
 @pytest.mark.golden("passes/quantize/qat")
 def test_qat(golden_graph):
     options = {"calibration": 8, "activations": {"observer": "minmax"}, "method": "lsq_plus"}

@@ -103,6 +103,9 @@ def activation_bits(module: fx.GraphModule) -> int:
             found = module.get_submodule(str(node.target))
             if isinstance(found, FakeQuantize):
                 fewest = min(fewest, found.bits)
+            elif isinstance(found, FloatQuantize):
+                # Numbers next to each other are as far apart as with so many bits.
+                fewest = min(fewest, 4)
             elif isinstance(found, Binarize):
                 fewest = 1
     return fewest

@@ -1,8 +1,9 @@
 """Weights of one bit and of 8-bit floats, and signs, as what a form of the lowering knows.
 
 `storage` and `arithmetic` hold a bit, or a byte, for each number. In the `decomposed` form a binary
-weight is the 8-bit integers ±1 with a scale, which every runtime reads. None of them multiplies
-bits or, on these processors, 8-bit floats: they compute in float.
+weight is the 8-bit integers ±1 with a scale, which every runtime reads; 8-bit floats are pairs of
+quantize and dequantize for who fuses those (TensorRT). None of them multiplies bits or, on these
+processors, 8-bit floats: they compute in float.
 """
 
 from __future__ import annotations
@@ -12,8 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import Tensor, fx, nn
 
-from fxcompress.emit._levels import BinaryWeight, Float8Weight, Signs
+from fxcompress.emit._levels import (
+    BinaryWeight,
+    Float8Pair,
+    Float8Rounding,
+    Float8Weight,
+    Signs,
+)
 from fxcompress.emit._lower.graph import is_weight, tensor_at
+from fxcompress.emit._lower.targets import Target
+from fxcompress.errors import EmitError
 from fxcompress.nn import Binarize, FakeQuantize, FloatQuantize
 
 if TYPE_CHECKING:
@@ -23,11 +32,21 @@ __all__ = ["write_levels"]
 
 
 def write_levels(
-    module: fx.GraphModule, form: Literal["arithmetic", "decomposed", "storage"], done: Lowered
+    module: fx.GraphModule,
+    form: Literal["arithmetic", "decomposed", "storage"],
+    done: Lowered,
+    target: Target,
 ) -> None:
-    """Replace every Binarize, and every FloatQuantize of a weight, in place."""
+    """Replace every Binarize and every FloatQuantize, in place.
+
+    Raises:
+        EmitError: The target cannot take one of them.
+    """
     sources: set[str] = set()
-    counts = {Binarize: 0, FloatQuantize: 0, Signs: 0}
+    counts = {Binarize: 0, FloatQuantize: 0, Signs: 0, Float8Rounding: 0}
+    pairs = form == "decomposed" and target.pairs
+    if form == "decomposed":
+        _check_floats(module, target)
     for node in list(module.graph.nodes):
         found = _level_of(module, node)
         path = str(node.target)
@@ -39,8 +58,13 @@ def write_levels(
             weight = tensor_at(module, str(source.target)).detach()
             counts[type(found)] += 1
             sources.add(path)
-            _store(module, path, found, weight, form)
+            _store(module, path, found, weight, form, pairs=pairs)
             _read(module, node, path)
+        elif isinstance(found, FloatQuantize):
+            counts[Float8Rounding] += 1
+            like = node.meta["val"]
+            rounding = Float8Pair(found, None, like.dtype) if pairs else Float8Rounding(found, like)
+            module.set_submodule(path, rounding)
         elif isinstance(found, Binarize):
             counts[Signs] += 1
             if Signs.fit(found):
@@ -53,11 +77,18 @@ def _level_of(module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def _store(
-    module: fx.GraphModule, path: str, found: Binarize | FloatQuantize, weight: Tensor, form: str
+    module: fx.GraphModule,
+    path: str,
+    found: Binarize | FloatQuantize,
+    weight: Tensor,
+    form: str,
+    *,
+    pairs: bool,
 ) -> None:
     """Put what gives a weight in the place of its quantizer, and beside it what it reads."""
     if isinstance(found, FloatQuantize):
-        module.set_submodule(path, Float8Weight(found, weight))
+        stored = Float8Pair(found, weight, weight.dtype) if pairs else Float8Weight(found, weight)
+        module.set_submodule(path, stored)
         return
     fixed = copy.deepcopy(found).freeze(weight)
     if form != "decomposed":
@@ -95,4 +126,32 @@ def _notes(counts: dict[Any, int], form: str) -> list[str]:
         notes.append(
             f"{counts[FloatQuantize]} weights are stored as 8-bit floats and computed with in float"
         )
+    if counts[Float8Rounding]:
+        notes.append(
+            f"{counts[Float8Rounding]} activations are rounded to 8-bit floats; this processor has "
+            "no kernels that multiply them"
+        )
     return notes
+
+
+def _check_floats(module: fx.GraphModule, target: Target) -> None:
+    """Refuse 8-bit floats that a runtime cannot take.
+
+    Raises:
+        EmitError: There are some.
+    """
+    found = {
+        str(node.target): each.format
+        for node in module.graph.nodes
+        if isinstance(each := _level_of(module, node), FloatQuantize)
+        and each.format not in target.floats
+    }
+    if found:
+        first, format_ = next(iter(found.items()))
+        able = " and ".join(f"float8_{each}" for each in target.floats) or "8-bit integers"
+        raise EmitError(
+            f"{target.name} cannot take {len(found)} quantizers of float8_{format_}",
+            reason=f"of 8 bits it takes {able}",
+            hint="quantise to that, or emit onnx for onnxruntime, pt2, openvino or inductor",
+            where=first,
+        )

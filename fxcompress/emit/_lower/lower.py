@@ -48,7 +48,7 @@ def lower(module: fx.GraphModule, form: Form, target: Target = PT2E) -> Lowered:
     """
     done = Lowered()
     freeze(module)
-    write_levels(module, form, done)
+    write_levels(module, form, done, target)
     count(module, done)
     weights = [n for n in module.graph.nodes if quantizer_of(n) is not None and is_weight(n)]
     if form in ("arithmetic", "storage"):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxcompress.emit._integers import IntegerWeight, PackedWeight
-from fxcompress.emit._levels import BinaryWeight, Float8Weight, Signs
+from fxcompress.emit._levels import BinaryWeight, Float8Rounding, Float8Weight, Signs
 from fxcompress.nn import (
     DynamicQuantize,
     FakeQuantize,
@@ -144,6 +144,12 @@ def _float8_weight(module: Float8Weight) -> dict[str, Any]:
     return arguments if module.dtype is torch.float32 else {**arguments, "dtype": module.dtype}
 
 
+def _float8_rounding(module: Float8Rounding) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"stored": module.stored}
+    shape = tuple(module.scale.shape)
+    return {**arguments, "scale_shape": shape} if shape else arguments
+
+
 def _no_arguments(module: nn.Module) -> dict[str, Any]:
     return {}
 
@@ -179,6 +185,7 @@ HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     PackedWeight: Helper("PackedWeight", _packed_weight),
     BinaryWeight: Helper("PackedWeight", _packed_weight),
     Float8Weight: Helper("Float8Weight", _float8_weight),
+    Float8Rounding: Helper("Float8Rounding", _float8_rounding),
     Signs: Helper("Signs", _no_arguments),
     DynamicQuantize: Helper("DynamicQuantize", _dynamic),
     OperandGRU: Helper("RoundedRecurrent", _recurrent),
