@@ -33,9 +33,10 @@ def output_types(program: Program) -> Types:
 
 
 def _sizes(value: Tensor, names: Mapping[str, str]) -> tuple[Any, ...]:
+    shape: tuple[Any, ...] = tuple(value.shape)
     return tuple(
         _term(size.node.expr, names) if isinstance(size, torch.SymInt) else int(size)
-        for size in value.shape
+        for size in shape
     )
 
 

@@ -18,7 +18,10 @@ from fxcompress.spec._source import Key, Map, Node, Scalar, Seq
 
 __all__ = ["FactoryRef", "digest_files", "factory_files", "missing_files"]
 
-DATA_FILES = (("tensors",), ("images", "folder"), ("text", "tokenizer"), ("text", "files"))
+DATA_FILES = (
+    ("tensors",), ("images", "folder"), ("text", "tokenizer"), ("text", "files"),
+    ("written", "teacher", "spec"), ("written", "teacher", "run"),
+)  # fmt: skip
 """Where a split names files or folders."""
 
 

@@ -58,7 +58,7 @@ def _size(raw: Any) -> Any:
     return raw
 
 
-SOURCES = ("factory", "tensors", "images", "text", "random")
+SOURCES = ("factory", "tensors", "images", "text", "written", "random")
 
 
 def _sides(raw: Any) -> Any:
@@ -168,8 +168,48 @@ class Text(Options):
         return self
 
 
+class Teacher(Options):
+    """A model that writes; one of the two is given."""
+
+    spec: str | None = Field(
+        default=None, description="A spec: the model that it names, before any pass."
+    )
+    run: str | None = Field(
+        default=None, description="A run folder: the model after its last pass."
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Teacher:
+        if (self.spec is None) == (self.run is None):
+            raise ValueError("say either `spec` or `run`")
+        return self
+
+
+class Written(Options):
+    """What a causal language model writes to prompts, finished, checked and without repetitions."""
+
+    prompts: Identifier = Field(description="The split whose `input_ids` it continues.")
+    teacher: Teacher = Field(description="The model: `{spec: path}` or `{run: folder}`.")
+    stop: int = Field(ge=0, description="The token that ends what is written.")
+    longest: int = Field(default=64, ge=1, description="Tokens that it may write to a prompt.")
+    distinct: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Drop rows whose ROUGE-L with a kept one, prompt included, is so much or more.",
+    )
+    check: Factory | None = Field(
+        default=None,
+        description="`fn(prompt, written) -> bool` on lists of tokens: whether a row is kept.",
+    )
+    temperature: float = Field(
+        default=0.0, ge=0, description="0 takes the likeliest token; else tokens are drawn."
+    )
+    pad: int = Field(default=0, ge=0, description="The token that fills short rows.")
+
+
 class Split(Options):
-    """One split: from a factory, from files, or random."""
+    """One split: from a factory, from files, written by a model, or random."""
 
     factory: Factory | None = None
     args: Args
@@ -179,6 +219,9 @@ class Split(Options):
     target: str | None = Field(default=None, description="The array that holds the targets.")
     images: Images | None = Field(default=None, description="Image files in folders.")
     text: Text | None = Field(default=None, description="Rows of text files, as tokens.")
+    written: Written | None = Field(
+        default=None, description="What a teacher writes to the prompts of another split."
+    )
     random: int | None = Field(default=None, ge=1, description="How many random samples.")
     batch: int = Field(default=32, ge=1, description="Samples per batch.")
     limit: int | None = Field(default=None, ge=1, description="Use the first samples only.")

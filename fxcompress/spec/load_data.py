@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fxcompress.errors import DataError
-from fxcompress.spec._data_blocks import Text
+from fxcompress.spec._data_blocks import Text, Written
 from fxcompress.spec._python import call_factory, load_factory
 from fxcompress.spec.load_inputs import example_dims, input_specs
+from fxcompress.spec.load_teacher import load_teacher
 from fxcompress.spec.models import DataFactory, TorchMetric
 from fxcompress.spec.models import Split as SplitBlock
 from fxcompress.train.data import Data, Split, from_factory, one_split
@@ -17,6 +19,8 @@ from fxcompress.train.inputs import InputSpec
 from fxcompress.train.metrics import BUILT_IN, Metric
 from fxcompress.train.sources import from_tensors, random_split, read_tensors
 from fxcompress.train.text import from_text
+from fxcompress.train.written import Written as WrittenRows
+from fxcompress.train.written import from_teacher, prompts_of, write
 
 if TYPE_CHECKING:
     from fxcompress.spec.spec import Spec
@@ -48,10 +52,14 @@ def _splits(spec: Spec, inputs: tuple[InputSpec, ...]) -> dict[str, Split]:
         function = load_factory(block.factory, spec.folder, DataError, where)
         made = call_factory(function, block.args, block.factory, DataError, where)
         return from_factory(made, block.factory, inputs)
-    return {
-        name: _split(spec, name, split, inputs, seed)
-        for seed, (name, split) in enumerate(block.items(), spec.seed)
-    }
+    found: dict[str, Split] = {}
+    for seed, (name, split) in enumerate(block.items(), spec.seed):
+        found[name] = (
+            _split(spec, name, split, inputs, seed)
+            if split.written is None
+            else _written(spec, name, split, split.written, inputs, found)
+        )
+    return found
 
 
 def _split(
@@ -113,6 +121,46 @@ def _text(
         inputs=inputs,
         batch=block.batch,
         limit=block.limit,
+    )
+
+
+def _written(
+    spec: Spec,
+    name: str,
+    block: SplitBlock,
+    told: Written,
+    inputs: tuple[InputSpec, ...],
+    made: Mapping[str, Split],
+) -> Split:
+    """Return a split that the teacher writes when it is first read.
+
+    Raises:
+        DataError: The prompts are no split, or come after this one.
+    """
+    if told.prompts not in made:
+        raise DataError(
+            f"split {name} is written to the prompts of {told.prompts}, which is not before it",
+            reason=f"before it come {', '.join(made) or 'none'}",
+            where=spec.where("data", name),
+        )
+    where = spec.where("data", name)
+    prompts = replace(made[told.prompts], inputs=())
+    check = None if told.check is None else load_factory(told.check, spec.folder, DataError, where)
+
+    def make() -> WrittenRows:
+        return write(
+            load_teacher(spec.folder, spec=told.teacher.spec, run=told.teacher.run),
+            prompts_of(prompts),
+            stop=told.stop,
+            longest=told.longest,
+            distinct=told.distinct,
+            check=check,
+            temperature=told.temperature,
+            seed=spec.seed,
+        )
+
+    return from_teacher(
+        name, make, pad=told.pad, inputs=inputs, batch=block.batch, limit=block.limit
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxcompress.errors import FxCompressError, ModelError, UsageError
+from fxcompress.errors import UsageError
+from fxcompress.spec.load_teacher import load_teacher as load_elsewhere
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -38,25 +38,7 @@ def load_teacher(teacher: Teacher | None, context: Context) -> Program | None:
 def _elsewhere(teacher: TeacherFrom, context: Context) -> Program:
     if teacher.step is not None:
         return _of_step(teacher.step, context)
-    text = teacher.spec or teacher.run or ""
-    path = context.folder / Path(text).expanduser()
-    if not path.exists():
-        what = "spec" if teacher.spec else "run folder"
-        raise ModelError(
-            f"the teacher's {what} {text} is not there",
-            reason=f"there is nothing at {path.resolve()}",
-            hint="paths are relative to the spec",
-            where=text,
-        )
-    try:
-        return _of_spec(path, planning=context.planning) if teacher.spec else _of_run(path)
-    except FxCompressError as error:
-        raise ModelError(
-            f"the teacher of {text} cannot be loaded: {error.what}",
-            reason=error.reason,
-            hint=error.hint,
-            where=error.where or text,
-        ) from error
+    return load_elsewhere(context.folder, spec=teacher.spec, run=teacher.run, meta=context.planning)
 
 
 def _of_step(name: str, context: Context) -> Program:
@@ -68,29 +50,3 @@ def _of_step(name: str, context: Context) -> Program:
             where=name,
         )
     return context.steps[name]
-
-
-def _of_spec(path: Path, *, planning: bool) -> Program:
-    from fxcompress.spec import Spec, load_program
-
-    return load_program(Spec.load(path), meta=planning)
-
-
-def _of_run(path: Path) -> Program:
-    from fxcompress.pipeline import RunFolder
-    from fxcompress.pipeline.checkpoints import Checkpoints
-
-    record = RunFolder(path).record()
-    if record is None:
-        raise ModelError(
-            f"{path.name} is no run folder",
-            reason="it has no run.json",
-            hint="name the folder that `fxcompress run` wrote",
-        )
-    if record.state != "done":
-        raise ModelError(
-            f"the run in {path.name} is not finished ({record.state})",
-            hint="finish it with `fxcompress run SPEC --resume`",
-        )
-    checkpoints = Checkpoints(path / "checkpoints")
-    return checkpoints.load(checkpoints.completed(record.course)[-1])
