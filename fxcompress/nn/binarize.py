@@ -3,8 +3,8 @@
     y = α · sign(x)        sign(0) = +1        α = mean|x| of an output channel (eq. 6 and 7)
 
 - on a weight: α per channel, taken from the weight at every step while it is trained, then fixed;
-- on an activation: α = 1. (The paper's scale of activations, its K of eq. 11, is left out: it
-  measures its effect as small, and the batch norm that follows makes up for it.)
+- on an activation: α = 1. (The paper's scale of activations, its K of eq. 11, depends on a
+  layer's windows: it is a product after the layer.)
 
 Where a number is stored, it takes one bit. No runtime multiplies them as bits: they compute
 with ±1 in float.

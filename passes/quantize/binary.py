@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves
 from fxcompress.rewrite.edits import Declined
@@ -25,11 +25,22 @@ class BinaryOptions(LevelOptions):
         default="binary",
         description="Layers read signs (XNOR-Net), or activations as they are (BWN).",
     )
+    input_scale: bool = Field(
+        default=False,
+        description="Multiply each result by the mean size of the numbers whose signs it is "
+        "computed from (the paper's K).",
+    )
     norms: Literal["insert", "require"] = Field(
         default="insert",
         description="Where no batch norm makes a layer's input: insert one before the signs, or "
         "leave the layer in float.",
     )
+
+    @model_validator(mode="after")
+    def _scales_signs(self) -> Self:
+        if self.input_scale and self.activations == "none":
+            raise ValueError("`input_scale` scales signs: with `activations: none` there are none")
+        return self
 
 
 class LeftOut(BaseModel):
@@ -53,6 +64,7 @@ class Sign(BaseModel):
         norm: Where a batch norm is inserted before the signs; None where one is there.
         features: Channels of that batch norm.
         dims: Dimensions of the tensor.
+        scaled: Of the layers, those whose result is multiplied by the size of their input.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -64,6 +76,7 @@ class Sign(BaseModel):
     norm: str | None = None
     features: int = 0
     dims: int = 0
+    scaled: tuple[str, ...] = ()
 
 
 class BinaryDecision(Decision):
@@ -74,12 +87,14 @@ class BinaryDecision(Decision):
         weights: The quantizers of weights.
         signs: Those of activations, in graph order.
         declined: Layers in float, and why.
+        unscaled: Layers without the scale of their input that was asked for, and why.
     """
 
     train: bool = True
     weights: tuple[LevelWeight, ...] = ()
     signs: tuple[Sign, ...] = ()
     declined: tuple[Declined, ...] = ()
+    unscaled: tuple[str, ...] = ()
 
     def summary(self) -> tuple[str, ...]:
         """Return how many weights and activations become signs, and how layers were reordered."""
@@ -92,6 +107,11 @@ class BinaryDecision(Decision):
                 found.append(f"left out between batch norm and sign: {', '.join(left_out)}")
             if inserted:
                 found.append(f"batch norms inserted before signs: {', '.join(inserted)}")
+            scaled = sum(len(each.scaled) for each in self.signs)
+            if scaled:
+                found.append(f"{scaled} results times the mean size of the windows of their input")
+        if self.unscaled:
+            found.append(f"without the size of their input: {'; '.join(self.unscaled)}")
         found += [
             f"{each.tensor}: {each.zeros} of {each.shape[0] if each.shape else 1} scales are 0, "
             "of channels of zeros alone"
@@ -106,7 +126,9 @@ class Binary(Pass[BinaryOptions, BinaryDecision]):
 
     α = mean|w| of an output channel is the scale with the least squared error (Rastegari et al.,
     2016, arXiv:1603.05279, eq. 4 to 6). sign(0) is +1. With `activations: none` only weights
-    change (the paper's BWN). Its scale of activations is left out.
+    change (the paper's BWN). With `input_scale` a result is also multiplied by K, the mean of |x|
+    over channels and window (eq. 11); a layer with a bias, groups or dilation goes without, and the
+    decision says so. Without it the batch norm after a layer makes up for the size of its input.
 
     The order becomes BatchNorm → sign → layer (section 3.2): a ReLU between a batch norm and a
     layer is left out for the layer, because all after it would have the sign +1. Pooling and

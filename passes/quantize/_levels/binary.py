@@ -14,6 +14,7 @@ from passes._layers.quantizer import QUANTIZERS, insert_quantizer
 from passes._paths import free_path, path_beside, scope_beside
 from passes.quantize._levels.chains import Chain, find_chain
 from passes.quantize._levels.choose import Chosen, choose_levels, level_weights
+from passes.quantize._levels.windows import insert_input_scale, obstacle
 from passes.quantize._weight_only.layers import Weight, input_operand
 from passes.quantize.binary import BinaryDecision, LeftOut, Sign
 
@@ -38,11 +39,16 @@ def decide(program: Program, options: BinaryOptions) -> BinaryDecision:
     )
     taken = {name for name, _ in program.module.named_modules()} | set(program.state())
     taken |= {each.path for each in weights}
+    unscaled = {}
+    if options.input_scale:
+        unscaled = {node: reason for node in chains if (reason := obstacle(node))}
+    scaled = set(chains) - set(unscaled) if options.input_scale else set()
     return BinaryDecision(
         train=options.train,
         weights=weights,
-        signs=_signs(chains, chosen, taken),
+        signs=_signs(chains, chosen, taken, scaled),
         declined=chosen.declined,
+        unscaled=tuple(f"{chosen.ids[node]} ({reason})" for node, reason in unscaled.items()),
         arrays=dict(scales),
     )
 
@@ -86,7 +92,9 @@ def _declined(weight: Weight, chains: dict[fx.Node, Chain], chosen: Chosen) -> l
     return found
 
 
-def _signs(chains: dict[fx.Node, Chain], chosen: Chosen, taken: set[str]) -> tuple[Sign, ...]:
+def _signs(
+    chains: dict[fx.Node, Chain], chosen: Chosen, taken: set[str], scaled: set[fx.Node]
+) -> tuple[Sign, ...]:
     """Return one quantizer for each tensor that layers read the signs of."""
     groups: dict[tuple[fx.Node, bool], list[fx.Node]] = {}
     for node, chain in chains.items():
@@ -107,6 +115,7 @@ def _signs(chains: dict[fx.Node, Chain], chosen: Chosen, taken: set[str]) -> tup
                 norm=norm,
                 features=0 if normed else int(value.shape[1]),
                 dims=value.dim(),
+                scaled=tuple(ids[layer] for layer in layers if layer in scaled),
             )
         )
     return tuple(found)
@@ -144,3 +153,5 @@ def _insert_signs(rewriter: GraphRewriter, sign: Sign) -> None:
     for layer in layers:
         read: Any = bind(layer)[input_operand(layer)]
         rewriter.replace_uses(read, made, only={layer}.__contains__)
+    if sign.scaled:
+        insert_input_scale(rewriter, last, [rewriter.node(layer) for layer in sign.scaled])

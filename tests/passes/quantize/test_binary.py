@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import nn
 
 from fxcompress.analysis import cost
@@ -11,7 +12,7 @@ from fxcompress.ir.naming import node_ids
 from fxcompress.nn import Binarize
 from fxcompress.pipeline.context import Context
 from fxcompress.testing import check_pass
-from passes.quantize.binary import Binary
+from passes.quantize.binary import Binary, BinaryOptions
 from passes.quantize.static import Static
 from passes.quantize.weight_only import WeightOnly
 from passes.tidy.fold_batchnorm import FoldBatchNorm
@@ -216,3 +217,63 @@ def test_quantizers_are_of_weights_and_activations_as_told():
     assert modules["conv2_weight_sign"].tracking
     assert not modules["bn1_sign"].tracking
     assert "/relu" in node_ids(result.program).values()
+
+
+class Windows(nn.Module):
+    """Layers whose windows have different shapes, strides and paddings, and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.a = nn.Conv2d(8, 6, (3, 2), stride=(2, 1), padding=(1, 0), bias=False)
+        self.b = nn.Conv2d(8, 6, 3, stride=(2, 1), padding=1, bias=False)
+        self.grouped = nn.Conv2d(8, 6, 3, stride=(2, 1), padding=1, groups=2, bias=False)
+        self.bn2, self.fc = nn.BatchNorm1d(6), nn.Linear(6, 5, bias=False)
+        self.last = nn.Linear(5, 4)
+
+    def forward(self, x):
+        x = self.bn1(self.first(x)).relu()
+        y = F.pad(self.a(x), (0, 1)) + self.b(x) + self.grouped(x)
+        return self.last(self.fc(self.bn2(y.mean((2, 3)))))
+
+
+def k_of(x, size, stride, padding):
+    """Convolve the channels' mean with 1 / (w·h), as the paper writes it."""
+    a = x.abs().sum(1, keepdim=True) / x.shape[1]
+    k = torch.full((1, 1, *size), 1 / (size[0] * size[1]))
+    return F.conv2d(a, k, stride=stride, padding=padding)
+
+
+def test_a_result_is_scaled_by_the_windows_of_its_input():
+    model = Windows().eval()
+    program = captured(lambda: model, 2, 3, 8, 8)
+    result = apply(Binary, program, {"input_scale": True})
+    assert result.decision.unscaled == ("grouped (its windows are over some of the channels)",)
+
+    def layer(module, x, **given):
+        weight = module.weight
+        alpha = weight.abs().flatten(1).mean(1)
+        shape = (-1, *[1] * (weight.dim() - 1))
+        return F.conv2d(signs(x), alpha.reshape(shape) * signs(weight), **given)
+
+    x = random_input(2, 3, 8, 8)
+    with torch.no_grad():
+        h = model.bn1(model.first(x))
+        geometry = {"stride": (2, 1), "padding": (1, 0)}
+        a = layer(model.a, h, **geometry) * k_of(h, (3, 2), **geometry)
+        geometry = {"stride": (2, 1), "padding": 1}
+        b = layer(model.b, h, **geometry) * k_of(h, (3, 3), **geometry)
+        c = layer(model.grouped, h, groups=2, **geometry)
+        y = model.bn2((F.pad(a, (0, 1)) + b + c).mean((2, 3)))
+        alpha = model.fc.weight.abs().mean(1, keepdim=True)
+        z = F.linear(signs(y), alpha * signs(model.fc.weight)) * y.abs().mean(1, keepdim=True)
+        expected = model.last(z)
+    torch.testing.assert_close(result.program.module(x), expected)
+
+
+def test_a_bias_is_not_scaled_and_signs_alone_are():
+    decision = apply(Binary, captured(Chain, 2, 3, 8, 8), {"input_scale": True}).decision
+    assert decision.unscaled == ("conv3 (its bias would be multiplied too)",)
+    assert [sign.scaled for sign in decision.signs] == [("conv2",), ()]
+    with pytest.raises(ValidationError, match="there are none"):
+        BinaryOptions(input_scale=True, activations="none")
