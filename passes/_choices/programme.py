@@ -64,7 +64,7 @@ class Problem:
         return float(sum(min(row) for row in self.costs[name]))
 
 
-def solve(problem: Problem) -> list[int] | None:
+def solve(problem: Problem, gap: float = 0.0) -> list[int] | None:
     """Return the place of the choice of each thing; None where no choices keep the limits.
 
     HiGHS stops 1e-6 short of the optimum in absolute terms, and losses span many powers of ten.
@@ -72,12 +72,16 @@ def solve(problem: Problem) -> list[int] | None:
     the rest is scaled by it.
 
     SciPy must be there: see `need_scipy`.
+
+    Args:
+        problem: What to choose from.
+        gap: How far above the least value the answer may be, relatively.
     """
     objective = _flat(problem, problem.minimise)
     if not len(objective):
         return []
     largest = float(objective.max()) or 1.0
-    first = _milp(problem, objective / largest, np.ones_like(objective))
+    first = _milp(problem, objective / largest, np.ones_like(objective), gap)
     if first is None:
         return None
     value = problem.total(problem.minimise, first)
@@ -85,7 +89,7 @@ def solve(problem: Problem) -> list[int] | None:
         return first
     allowed = (objective <= value * (1 + 1e-9)).astype(np.float64)
     scaled = np.minimum(objective / value, 1.0) * _FINE
-    second = _milp(problem, scaled, allowed)
+    second = _milp(problem, scaled, allowed, gap)
     if second is None or problem.total(problem.minimise, second) > value:
         return first
     return second
@@ -95,7 +99,9 @@ def _flat(problem: Problem, name: str) -> Floats:
     return np.array([value for row in problem.costs[name] for value in row], dtype=np.float64)
 
 
-def _milp(problem: Problem, objective: Floats, allowed: Floats) -> list[int] | None:
+def _milp(
+    problem: Problem, objective: Floats, allowed: Floats, gap: float
+) -> list[int] | None:
     """Minimise over x in {0, 1} with one 1 per thing, places that are not `allowed` being 0."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
@@ -115,7 +121,7 @@ def _milp(problem: Problem, objective: Floats, allowed: Floats) -> list[int] | N
         constraints=constraints,
         integrality=np.ones(len(columns)),
         bounds=Bounds(0, allowed),
-        options={"mip_rel_gap": 0.0, "node_limit": _NODES},
+        options={"mip_rel_gap": gap, "node_limit": _NODES},
     )
     if found.x is None:
         return None

@@ -22,6 +22,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "fit": {"use": "train.fit", "epochs": 1, "losses": [{"use": "hard_labels"}]},
     "cast": {"use": "tidy.cast", "dtype": "bfloat16"},
     "lora": {"use": "factorize.lora", "rank": 4},
+    "svd": {"use": "factorize.svd", "rank": 4, "calibration": 16},
 }
 # What the second step has nothing left to do on, and what it then says.
 REFUSED = {
@@ -35,6 +36,8 @@ REFUSED = {
     ("masks", "fold"): "masked or quantised already",
     ("lora", "fold"): "no layer makes its input: /add does",
     ("lora", "lora"): "c1: it has an adapter",
+    ("masks", "svd"): "c1: its weight has a mask",
+    ("svd", "svd"): "rank 4 saves parameters in no layer",
 }
 
 
@@ -96,6 +99,12 @@ def test_pairs_compose(
     state = result.program.state()
     # Each of two prunings halves; scales, zero points and masks shrink with the weights.
     width = 4 if first == second else 8
+    if "svd" in (first, second):
+        # The rank is an axis too.
+        rank = 2 if second == "channels" else 4
+        assert state["c2_svd.A.weight"].shape[:2] == (rank, width)
+        assert state["c2_svd.B.weight"].shape[:2] == (width, rank)
+        return
     assert state["c2.weight"].shape[:2] == (width, width)
     for name, tensor in state.items():
         if name.startswith("c2_lora.A"):

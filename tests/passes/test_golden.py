@@ -12,6 +12,7 @@ from passes.distill.prompt import Prompt
 from passes.distill.student import Student
 from passes.factorize.lora import Lora
 from passes.factorize.lora_merge import LoraMerge
+from passes.factorize.svd import Svd
 from passes.prune.burn_in import BurnIn
 from passes.prune.channels import Channels
 from passes.prune.n_m import NM
@@ -196,6 +197,13 @@ def test_lora(golden_graph):
     adapted = apply(Lora, transformer(), options).program
     # Hashed again: A is drawn by torch, and B is zero.
     golden_graph(hash_weights_(adapted))
+
+
+@pytest.mark.golden("passes/factorize/svd")
+def test_svd(golden_graph):
+    options = {"rank": 2, "whiten": "none", "types": ["conv2d", "linear"]}
+    # Hashed again: the last digits of a decomposition are the machine's.
+    golden_graph(hash_weights_(apply(Svd, resnet(), options).program))
 
 
 @pytest.mark.golden("passes/factorize/lora_merge")

@@ -1,0 +1,1 @@
+"""How `factorize.svd` finds layers, decomposes their weights, shares a budget, and rewrites."""
