@@ -99,9 +99,7 @@ def _flat(problem: Problem, name: str) -> Floats:
     return np.array([value for row in problem.costs[name] for value in row], dtype=np.float64)
 
 
-def _milp(
-    problem: Problem, objective: Floats, allowed: Floats, gap: float
-) -> list[int] | None:
+def _milp(problem: Problem, objective: Floats, allowed: Floats, gap: float) -> list[int] | None:
     """Minimise over x in {0, 1} with one 1 per thing, places that are not `allowed` being 0."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array

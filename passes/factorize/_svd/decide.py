@@ -63,7 +63,8 @@ def decide(program: Program, options: SvdOptions, context: Context) -> SvdDecisi
 
     ranks = _ranks(program, layers, options, given, spectra, loss)
     entries = _entries(program, layers, ranks)
-    filled, arrays = [], {}
+    filled: list[SvdEntry] = []
+    arrays: dict[str, Tensor] = {}
     for entry, layer in zip(entries, layers, strict=True):
         spectrum = spectra[layer.path]
         if entry.rank is not None:
