@@ -70,10 +70,15 @@ NOTES: Final = (
     " attention transfer: labels, and the maps of the stages as in the authors' code; dynamic: soft"
     " labels on the teacher's top 5 at temperature 1, then on all classes at 4 from half of the"
     " steps on. The last row reads no labels: soft labels on 10,000 images (digits: 1,200), the"
-    " same number of steps. Seeds draw the order, on Fashion-MNIST the labelled images, on digits"
-    " the first weights.",
+    " same number of steps. Seeds draw the order, on Fashion-MNIST also the labelled images, on"
+    " digits also the first weights.",
     "",
-    "Trainings are short, so the figures compare losses and loops; they are no students to use.",
+    "Ours and torchdistill's agree within 0.2 points in every pair, far inside the spread of seeds."
+    " KD and KD with features beat labels alone in both cases; attention transfer does on"
+    " Fashion-MNIST and does not on digits; dynamic KD is behind KD in both, and on Fashion-MNIST"
+    " behind labels alone: half of a short training at temperature 1 has small gradients, and the"
+    " learning rate is the same in all rows, tuned for none. Trainings are short, so the figures"
+    " compare losses and loops; they are no students to use.",
 )
 SIZES: Final = (
     "Lines without comments and empty ones, and YAML scalars, which do not depend on how lines are"
@@ -210,7 +215,7 @@ def _row(runs: Runs, case: str, method: str) -> list[str]:
 
     def apart(one: Sequence[float], other: Sequence[float]) -> str:
         pairs = list(zip(one, other, strict=False))
-        return f"{statistics.mean(a - b for a, b in pairs):+.2f}" if pairs else ""
+        return f"{round(statistics.mean(a - b for a, b in pairs), 2) + 0:+.2f}" if pairs else ""
 
     scores = found("ours", method)
     return [
