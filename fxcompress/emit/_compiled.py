@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fxcompress.emit._export import Exported, export_program
+from fxcompress.emit._inductor_dynamic import write_integer_products
 from fxcompress.emit._lower import INDUCTOR, Lowered, is_quantized, lower
 from fxcompress.emit._plain import plain_program
 from fxcompress.emit._probes import Leaves, probes
@@ -24,8 +25,7 @@ __all__ = ["InductorModule", "compile_inductor", "counted", "lowered_export"]
 _KERNELS: Final[Mapping[str, str]] = {
     "qconv_unary_lower_count": "convolutions",
     "qconv2d_binary_lower_count": "convolutions",
-    "qlinear_unary_lower_count": "linears",
-    "qlinear_binary_lower_count": "linears",
+    "qlinear_weight_prepack_matcher_count": "linears",
     "woq_matcher_count": "weight_only",
 }
 
@@ -94,14 +94,26 @@ def lowered_export(program: Program, leaves: Leaves) -> tuple[Exported, Lowered]
     plain = plain_program(program)
     lowered = Lowered()
     if is_quantized(plain.module):
+        products = write_integer_products(plain.module)
         lowered = lower(plain.module, "decomposed", INDUCTOR)
+        lowered.linears += products
         left = sum(isinstance(each, DynamicQuantize) for each in plain.module.modules())
         if left:
             lowered.notes.append(
-                f"{left} activations that are rounded at run time are computed in float: no "
-                "int8 kernel is made of a range found there"
+                f"{left} activations that are rounded at run time are computed in float: there "
+                "is an int8 kernel for linear layers alone"
             )
-    return export_program(plain, program.dims, leaves), lowered
+    exported = export_program(plain, program.dims, leaves)
+    _drop_checks(exported.program.graph)
+    return exported, lowered
+
+
+def _drop_checks(graph: fx.Graph) -> None:
+    """Drop checks of types: a value with a second reader matches no pattern."""
+    for node in graph.find_nodes(
+        op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
+    ):
+        graph.erase_node(node)
 
 
 @contextmanager

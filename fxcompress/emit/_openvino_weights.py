@@ -7,7 +7,7 @@ they are used, and a product reads its operand transposed.
 
 - Scales are stored in half precision, and the arithmetic up to the weight is declared in it, where
   no scale is beyond the normal numbers of half precision: each is then rounded by at most 2⁻¹¹ of
-  itself, a 16th of the step of 8 bits at the largest weight. The kernels compute in single.
+  itself, at most an eighth of the step of 8 bits. The kernels compute in single.
 - Zero points that are all 0 are not stored; 4 bits around 8 are stored as signed ones around 0.
 """
 

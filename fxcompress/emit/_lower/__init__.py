@@ -6,7 +6,9 @@ from fxcompress.emit._lower.graph import (
     is_weight,
     quantizer_of,
     register_decomposed,
+    tensor_at,
 )
+from fxcompress.emit._lower.layer import layer_call
 from fxcompress.emit._lower.lower import Form, lower
 from fxcompress.emit._lower.stored import Lowered
 from fxcompress.emit._lower.targets import (
@@ -32,7 +34,9 @@ __all__ = [
     "activation_bits",
     "is_quantized",
     "is_weight",
+    "layer_call",
     "lower",
     "quantizer_of",
     "register_decomposed",
+    "tensor_at",
 ]
