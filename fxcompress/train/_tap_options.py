@@ -135,12 +135,28 @@ class Crd(Taps):
     use: Literal["crd"]
     dim: int = Field(default=128, ge=1, description="Width of the embedding.")
     temperature: float = Field(default=0.07, gt=0, description="τ: what similarities are over.")
-    negatives: Literal["batch", "other_classes"] = Field(
+    negatives: Literal["batch", "other_classes", "memory"] = Field(
         default="batch",
-        description="Contrast with all other samples of the batch, or with those of other labels.",
+        description="Contrast with all other samples of the batch, with those of other labels, or "
+        "with a memory of all samples, which targets number as `index`.",
     )
+    samples: int | None = Field(
+        default=None, ge=2, description="With `memory`: N, how many samples the split has."
+    )
+    count: int = Field(
+        default=16384, ge=1, description="With `memory`: K, how many negatives a sample has."
+    )
+    momentum: float = Field(
+        default=0.5, ge=0, lt=1, description="With `memory`: μ, share of the old in the new row."
+    )
+
+    @model_validator(mode="after")
+    def _remembered(self) -> Self:
+        if (self.negatives == "memory") != (self.samples is not None):
+            raise ValueError("`samples` goes with `negatives: memory`, and is needed there")
+        return self
 
     @property
     def needs(self) -> frozenset[str]:
         """What it reads with these options."""
-        return self.reads | ({"target"} if self.negatives == "other_classes" else set())
+        return self.reads | ({"target"} if self.negatives != "batch" else set())

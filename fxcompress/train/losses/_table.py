@@ -22,6 +22,7 @@ from fxcompress.train.losses import (
     features,
     labels,
     logits,
+    memory,
     relations,
 )
 from fxcompress.train.losses._outcome import LossFunction, Outcome, Term, Total
@@ -48,6 +49,11 @@ class Row:
     make: Factory | None = None
 
 
+def _contrast(options: config.Crd, shapes: Shapes) -> nn.Module:
+    kind = memory.ContrastiveMemory if options.negatives == "memory" else contrast.ContrastiveHeads
+    return kind(options, shapes)
+
+
 LOSSES: Final[Mapping[str, Row]] = {
     "hard_labels": Row(config.HardLabels, labels.hard_labels),
     "next_token": Row(config.NextToken, labels.next_token),
@@ -68,7 +74,7 @@ LOSSES: Final[Mapping[str, Row]] = {
     "rkd": Row(config.Rkd, relations.rkd),
     "similarity_preserving": Row(config.SimilarityPreserving, relations.similarity_preserving),
     "cka": Row(config.Cka, relations.cka),
-    "crd": Row(config.Crd, make=contrast.ContrastiveHeads),
+    "crd": Row(config.Crd, make=_contrast),
 }
 """Every loss but `custom`, by what `use` says."""
 

@@ -20,6 +20,7 @@ __all__ = [
     "embeddings",
     "mean_over_taps",
     "places",
+    "pooled",
     "rows_counted",
     "samples_counted",
     "tap_names",
@@ -155,3 +156,12 @@ def samples_counted(outcome: Outcome, *taps: Tensor) -> Tensor | None:
             own = kept.any(1) if kept.dim() > 1 else kept
             found = own if found is None else found & own
     return found
+
+
+def pooled(outcome: Outcome, tap: Tensor) -> Tensor:
+    """Return `[batch, channels]`: the mean over the places that count."""
+    maps, kept = as_maps(tap), places(outcome, tap.shape)
+    if kept is None or kept.dim() == 1:
+        return maps.mean(2)
+    counted = kept.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(kept[:, None], maps, 0.0).sum(2) / counted

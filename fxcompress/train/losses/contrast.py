@@ -11,9 +11,8 @@ from fxcompress.train.losses._outcome import Outcome, Total
 from fxcompress.train.losses._rows import labels_of, unit
 from fxcompress.train.losses._taps import (
     Shapes,
-    as_maps,
     mean_over_taps,
-    places,
+    pooled,
     samples_counted,
     tap_names,
     tapped,
@@ -30,8 +29,8 @@ class ContrastiveHeads(nn.Module):
     c_ij = g_S(i)·g_T(j) / τ, the loss is −½ Σ_i [log(e^{c_ii} / Σ_j e^{c_ij}) +
     log(e^{c_ii} / Σ_j e^{c_ji})]: the softmax over the batch of van den Oord et al., 2018,
     arXiv:1807.03748, equation 4, which bounds the same mutual information. Negatives are the other
-    samples of the batch; there is no memory bank, and so no constant N/M of the noise-contrastive
-    form. With `negatives: other_classes`, samples of the same label are no negatives.
+    samples of the batch (`ContrastiveMemory` keeps others). With `negatives: other_classes`,
+    samples of the same label are no negatives.
     """
 
     def __init__(self, options: config.Crd, shapes: Shapes) -> None:
@@ -55,10 +54,10 @@ class ContrastiveHeads(nn.Module):
             ours, theirs = found[name]
             kept = samples_counted(outcome, ours, theirs)
             s, t = (
-                unit(head(pooled if kept is None else pooled[kept]))
-                for head, pooled in (
-                    (own, _pooled(outcome, ours)),
-                    (other, _pooled(outcome, theirs)),
+                unit(head(each if kept is None else each[kept]))
+                for head, each in (
+                    (own, pooled(outcome, ours)),
+                    (other, pooled(outcome, theirs)),
                 )
             )
             scores = s @ t.T / options.temperature
@@ -84,12 +83,3 @@ class ContrastiveHeads(nn.Module):
             )
         labels = labels if kept is None else labels[kept]
         return (labels[:, None] == labels) & ~same
-
-
-def _pooled(outcome: Outcome, tap: Tensor) -> Tensor:
-    """Return `[batch, channels]`: the mean over the places that count."""
-    maps, kept = as_maps(tap), places(outcome, tap.shape)
-    if kept is None or kept.dim() == 1:
-        return maps.mean(2)
-    counted = kept.sum(1, keepdim=True).clamp(min=1)
-    return torch.where(kept[:, None], maps, 0.0).sum(2) / counted
