@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from fxcompress.axes import Axis, Place
 from fxcompress.errors import UsageError
-from fxcompress.pipeline.context import Batch
-from passes.prune._criteria.loss import loss_of
+from passes._loss import Labelled, loss_of, one_by_one
 from passes.prune._criteria.slices import PlaceScores, counted_places, finite, per_index, reduce
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["fisher", "obd", "taylor"]
 
 Scores = dict[Axis, NDArray[np.float64]]
-Labelled = tuple[Batch, Any]
 Places = Mapping[Axis, tuple[Place, ...]]
 Gradients = Mapping[str, Tensor]
 
@@ -39,7 +37,7 @@ def taylor(
     3.1). With the places that read the axis, it is the change when what the index sends on is held
     at zero. Samples are taken one by one, since gradients of a batch cancel at a minimum.
     """
-    samples = _one_by_one(program, context.labelled_samples(criterion.data, criterion.samples))
+    samples = one_by_one(program, context.labelled_samples(criterion.data, criterion.samples))
     return _mean(
         program, axes, criterion, samples, lambda scores: np.abs(_joint(scores, criterion)),
     )  # fmt: skip
@@ -54,7 +52,7 @@ def fisher(
     Theis et al., 2018 (arXiv:1801.05787, section 2), for coupled channels as in Liu et al., 2021
     (arXiv:2108.00708).
     """
-    samples = _one_by_one(program, context.labelled_samples(criterion.data, criterion.samples))
+    samples = one_by_one(program, context.labelled_samples(criterion.data, criterion.samples))
     return _mean(
         program, axes, criterion, samples, lambda scores: 0.5 * _joint(scores, criterion) ** 2,
         probe=_probe(context),
@@ -67,7 +65,7 @@ def obd(program: Program, axes: Iterable[Axis], criterion: Criterion, context: C
     Optimal brain damage (LeCun et al., 1989, section 2), with the diagonal of the Fisher
     information for that of the Hessian.
     """
-    samples = _one_by_one(program, context.labelled_samples(criterion.data, criterion.samples))
+    samples = one_by_one(program, context.labelled_samples(criterion.data, criterion.samples))
     return _mean(
         program, axes, criterion, samples, lambda scores: _reduced(scores, criterion),
         element=lambda weight, gradient: 0.5 * (weight * gradient).square(),
@@ -165,39 +163,6 @@ def _gradients(
                 )
             found = torch.autograd.grad(loss, [tensors[n] for n in names], allow_unused=True)
         yield {name: each for name, each in zip(names, found, strict=True) if each is not None}
-
-
-def _one_by_one(program: Program, batches: Iterable[Labelled]) -> Iterator[Labelled]:
-    """Cut batches into samples, each repeated as often as the Program's smallest batch asks.
-
-    The mean loss over copies of a sample is that of the sample. A Program with a fixed batch gets
-    the batches as they are.
-    """
-    size = program.signature.inputs[0].shape[:1]
-    dim = program.dims.get(size[0]) if size and isinstance(size[0], str) else None
-    for batch, target in batches:
-        leading = _leading(batch)
-        if dim is None or leading is None:
-            yield batch, target
-            continue
-        for index in range(leading):
-            yield _sample((batch, target), index, leading, max(1, dim.minimum))
-
-
-def _leading(batch: Batch) -> int | None:
-    values = batch.values() if isinstance(batch, Mapping) else batch
-    return next((len(v) for v in values if isinstance(v, Tensor) and v.dim()), None)
-
-
-def _sample(item: Labelled, index: int, size: int, copies: int) -> Labelled:
-    from torch.utils import _pytree as pytree
-
-    def cut(leaf: Any) -> Any:
-        whole = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
-        return leaf[index : index + 1].repeat_interleave(copies, 0) if whole else leaf
-
-    made: Labelled = pytree.tree_map(cut, item)
-    return made
 
 
 def _probe(context: Context) -> torch.Generator:

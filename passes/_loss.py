@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxcompress.errors import DataError
 from fxcompress.train.data import Batch
 from fxcompress.train.metrics import main_output
 
-__all__ = ["loss_of"]
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
+
+__all__ = ["Labelled", "loss_of", "one_by_one"]
+
+Labelled: TypeAlias = tuple[Batch, Any]
+"""A batch and its labels, or None."""
 
 
 def loss_of(output: Any, target: Any, batch: Batch, probe: torch.Generator | None = None) -> Tensor:
@@ -62,6 +69,37 @@ def loss_of(output: Any, target: Any, batch: Batch, probe: torch.Generator | Non
         "logits [batch, seq, vocabulary], and other labels have the shape of the output",
         hint="let the split give no labels: then the size of the output is the loss",
     )
+
+
+def one_by_one(program: Program, batches: Iterable[Labelled]) -> Iterator[Labelled]:
+    """Yield the samples of batches, each repeated as often as the Program's smallest batch asks.
+
+    The mean loss over copies of a sample is that of the sample. A Program with a fixed batch gets
+    the batches as they are.
+    """
+    size = program.signature.inputs[0].shape[:1]
+    dim = program.dims.get(size[0]) if size and isinstance(size[0], str) else None
+    for batch, target in batches:
+        leading = _leading(batch)
+        if dim is None or leading is None:
+            yield batch, target
+            continue
+        for index in range(leading):
+            yield _sample((batch, target), index, leading, max(1, dim.minimum))
+
+
+def _leading(batch: Batch) -> int | None:
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return next((len(v) for v in values if isinstance(v, Tensor) and v.dim()), None)
+
+
+def _sample(item: Labelled, index: int, size: int, copies: int) -> Labelled:
+    def cut(leaf: Any) -> Any:
+        whole = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
+        return leaf[index : index + 1].repeat_interleave(copies, 0) if whole else leaf
+
+    made: Labelled = pytree.tree_map(cut, item)
+    return made
 
 
 def _tokens(y: Tensor, batch: Batch) -> Tensor | None:
