@@ -40,7 +40,7 @@ FILE: Final = RESULTS / "quantize_minilm.json"
 EVALUATE, CALIBRATION, WINDOW = 200, 200, 128
 FORMATS: Final = (
     (8, None, ("rtn", "rtn, affine", "hqq, affine", "gptq, affine")),
-    (4, 32, ("rtn", "hqq", "awq", "gptq")),
+    (4, 32, ("rtn", "hqq", "awq", "gptq", "rtn, bias", "gptq, bias")),
     (4, 128, ("rtn", "hqq", "awq", "gptq")),
     (3, 64, ("rtn", "gptq")),
 )
@@ -51,12 +51,16 @@ PEERS: Final = (
 # Weights and activations in int8, ranges fixed by calibration.
 _SMOOTH: Final = {"use": "quantize.smooth", "insert": True, "calibration": CALIBRATION}
 _STATIC: Final = {"use": "quantize.static", "calibration": CALIBRATION}
+_BIAS: Final = {"use": "quantize.bias_correct", "calibration": CALIBRATION}
 _COVERING: Final = {**_STATIC, "activations": {"observer": "minmax"}}
 STATIC: Final[Mapping[str, tuple[Mapping[str, Any], ...]]] = {
     "static": (_STATIC,),
     "static, min-max": (_COVERING,),
+    "static, bias": (_STATIC, _BIAS),
+    "static, min-max, bias": (_COVERING, _BIAS),
     "smooth, static": (_SMOOTH, _STATIC),
     "smooth, static, min-max": (_SMOOTH, _COVERING),
+    "smooth, static, min-max, bias": (_SMOOTH, _COVERING, _BIAS),
 }
 
 
@@ -140,8 +144,9 @@ def _embed(model: Program | nn.Module, batches: Sequence[Mapping[str, Tensor]]) 
 
 
 def _quantised(program: Program, entries: Sequence[Mapping[str, Any]], data: Any) -> Program:
+    context = Context(data=data, original=program)
     for parsed in parse_steps(entries):
-        decision = parsed.pass_.decide(program, parsed.options, Context(data=data))
+        decision = parsed.pass_.decide(program, parsed.options, context)
         rewriter = GraphRewriter(program)
         with torch.no_grad():
             parsed.pass_.rewrite(rewriter, decision)
@@ -163,7 +168,8 @@ def _methods() -> Iterator[tuple[Row, Sequence[Mapping[str, Any]]]]:
                 "search": "mse" if method == "awq" else "minmax",
                 "calibration": CALIBRATION,
             }
-            yield Row(bits, group, name, 0, 0, 0, 0), [entry]
+            bias = [{**_BIAS, "reference": "original"}] if form == "bias" else []
+            yield Row(bits, group, name, 0, 0, 0, 0), [entry, *bias]
     for method, entries in STATIC.items():
         yield Row(8, None, method, 0, 0, 0, 0, activations=8), entries
     for peer, formats in PEERS:
@@ -243,8 +249,9 @@ def render(rows: Iterable[Row]) -> str:
         f" editorials of {WINDOW} tokens, against float32; calibration on {CALIBRATION} other"
         " pieces. Integers of 8 bits are symmetric unless affine is said, those of fewer bits are"
         " affine. Static is quantize.static, min-max its observer; smooth is quantize.smooth with"
-        " `insert: true`, which adds 18 multiplications. torchao rounds to nearest; nncf takes"
-        " affine int8 and rounds the embeddings, too, and at 4 bits AWQ and scale estimation."
+        " `insert: true`, which adds 18 multiplications; bias is quantize.bias_correct. torchao"
+        " rounds to nearest; nncf takes affine int8 and rounds the embeddings, too, and at 4 bits"
+        " AWQ and scale estimation."
         " Neighbours: the share of pieces whose nearest neighbour among the others is the same"
         " one. Seconds are CPU seconds of one thread for quantising.",
         "",
