@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fxcompress.ir import Program
     from passes.depth.skip_blocks import Block
 
-__all__ = ["Region", "check_skipped", "find_regions"]
+__all__ = ["Region", "check_skipped", "ends", "find_regions"]
 
 # Ops that a residual stream may run through between two additions.
 _ALONG: Final = frozenset(
@@ -56,6 +56,13 @@ class Region:
     sizes: tuple[fx.Node, ...] = ()
     refusal: str = ""
     because_of: tuple[fx.Node, ...] = ()
+
+
+def ends(region: Region) -> tuple[fx.Node, fx.Node]:
+    """Return the entry and the exit of a region that can be skipped."""
+    assert region.entry is not None, "it was not refused"
+    assert region.exit is not None, "it was not refused"
+    return region.entry, region.exit
 
 
 @dataclass(frozen=True)

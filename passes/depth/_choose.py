@@ -1,19 +1,22 @@
-"""Choose the blocks to skip: by list, or by block influence measured on data."""
+"""Choose the blocks to skip: by list, or by a criterion as many as are asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from glob import escape
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
-from fxcompress.errors import NumericsError, UsageError
+from fxcompress.analysis.cost import cost
+from fxcompress.errors import UsageError
 from fxcompress.ir.naming import node_ids
-from fxcompress.ir.ops import op_name, op_spec
+from fxcompress.rewrite import GraphRewriter
 from fxcompress.rewrite.edits import Declined
-from passes._observe import observe
-from passes.depth._blocks import Region, find_regions
+from passes.depth._angular import distances
+from passes.depth._blocks import Region, ends, find_regions
+from passes.depth._scores import Scores, score
+from passes.depth._skip import skip
 from passes.depth.skip_blocks import Block, SkipBlocksDecision
 
 if TYPE_CHECKING:
@@ -28,7 +31,54 @@ def choose(program: Program, options: SkipBlocksOptions, context: Context) -> Sk
     """Return the decision of `depth.skip_blocks`."""
     ids = node_ids(program)
     regions = find_regions(program, options.blocks)
-    declined = tuple(
+    legal = {index: region for index, region in enumerate(regions) if not region.refusal}
+    scores: Scores = {}
+    pending: tuple[str, ...] = ()
+    if options.layers:
+        _check_listed(options.layers, regions)
+        skipped = set(options.layers)
+    else:
+        enough = _Enough(program, options, regions, legal)
+        if context.planning:
+            # Blocks of a stack are alike in cost, so that the last ones show what will be saved.
+            skipped = enough.first(sorted(legal, reverse=True))
+            which = "which block" if len(skipped) == 1 else f"which {len(skipped)} blocks"
+            pending = (f"{which}: known after measuring {_NAMES[options.criterion]}",)
+        elif options.criterion == "angular":
+            skipped, scores = _run(program, legal, enough, options, context)
+        elif options.iterative:
+            skipped, scores = _one_after_another(program, legal, enough, options, context)
+        else:
+            scores = score(program, legal, options, context)
+            skipped = enough.first(sorted(legal, key=lambda index: (scores[index], index)))
+    blocks = [_block(index, region, ids) for index, region in legal.items()]
+    return SkipBlocksDecision(
+        blocks=tuple(
+            each.model_copy(update={"score": scores.get(each.index), "skip": each.index in skipped})
+            for each in blocks
+        ),
+        declined=_declined(regions, ids),
+        pending=pending,
+    )
+
+
+_NAMES = {
+    "block_influence": "block influence",
+    "angular": "angular distances",
+    "taylor": "gradients",
+    "metric": "the metric",
+    "random": "nothing: chance decides",
+}
+
+
+def _block(index: int, region: Region, ids: Mapping[fx.Node, str]) -> Block:
+    entry, exit_ = ends(region)
+    sizes = tuple(ids[node] for node in region.sizes)
+    return Block(index=index, path=region.path, entry=ids[entry], exit=ids[exit_], sizes=sizes)
+
+
+def _declined(regions: Iterable[Region], ids: Mapping[fx.Node, str]) -> tuple[Declined, ...]:
+    return tuple(
         Declined(
             node=region.path,
             reason=region.refusal,
@@ -37,40 +87,6 @@ def choose(program: Program, options: SkipBlocksOptions, context: Context) -> Sk
         for region in regions
         if region.refusal
     )
-    legal = {index: region for index, region in enumerate(regions) if not region.refusal}
-    pending: tuple[str, ...] = ()
-    influence: dict[int, float] = {}
-    if options.layers:
-        _check_listed(options.layers, regions)
-        skipped = set(options.layers)
-    else:
-        count = _count(options, regions, legal)
-        if context.planning:
-            # Blocks of a stack are alike in cost, so that the last ones show what will be saved.
-            skipped = set(sorted(legal)[-count:])
-            which = "which block" if count == 1 else f"which {count} blocks"
-            pending = (f"{which}: known after measuring block influence",)
-        else:
-            influence = _influences(program, options, context, legal, ids)
-            skipped = set(sorted(legal, key=lambda index: (influence[index], index))[:count])
-    blocks = tuple(
-        Block(
-            index=index,
-            path=region.path,
-            entry=ids[_node(region.entry)],
-            exit=ids[_node(region.exit)],
-            influence=influence.get(index),
-            skip=index in skipped,
-            sizes=tuple(ids[node] for node in region.sizes),
-        )
-        for index, region in legal.items()
-    )
-    return SkipBlocksDecision(blocks=blocks, declined=declined, pending=pending)
-
-
-def _node(node: fx.Node | None) -> fx.Node:
-    assert node is not None, "a region without refusal has its ends"
-    return node
 
 
 def _check_listed(layers: tuple[int, ...], regions: list[Region]) -> None:
@@ -88,7 +104,64 @@ def _check_listed(layers: tuple[int, ...], regions: list[Region]) -> None:
             )
 
 
-def _count(options: SkipBlocksOptions, regions: list[Region], legal: dict[int, Region]) -> int:
+# -- how many ------------------------------------------------------------------------------------
+
+
+class _Enough:
+    """Whether blocks are as many as is asked for, or save as much.
+
+    Raises:
+        UsageError: All blocks that can be skipped are too few.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        options: SkipBlocksOptions,
+        regions: list[Region],
+        legal: Mapping[int, Region],
+    ) -> None:
+        self.count: int | None = None
+        self.over: dict[str, float] = {}
+        self.saved: dict[str, dict[int, int]] = {}
+        if options.budget is None:
+            self.count = _count(options, regions, legal)
+            return
+        whole = cost(program)
+        now = {"parameters": whole.parameters, "macs": whole.macs}
+        nodes = {each.id: each for each in whole.per_node}
+        ids = node_ids(program)
+        for name, amount in options.budget.costs.items():
+            self.over[name] = now[name] - amount.of(now[name])
+            self.saved[name] = {
+                index: sum(getattr(nodes[ids[n]], name) for n in region.nodes if ids[n] in nodes)
+                for index, region in legal.items()
+            }
+            least = now[name] - sum(self.saved[name].values())
+            if sum(self.saved[name].values()) < self.over[name]:
+                raise UsageError(
+                    f"{amount} of {name} cannot be met",
+                    reason=f"without all {len(legal)} blocks that can be skipped there are "
+                    f"{least:,} ({least / max(now[name], 1):.1%})",
+                    hint=f"give at least {least}",
+                )
+
+    def __call__(self, chosen: Iterable[int]) -> bool:
+        """Whether these blocks are enough."""
+        picked = list(chosen)
+        if self.count is not None:
+            return len(picked) >= self.count
+        return all(
+            sum(self.saved[name][index] for index in picked) >= over
+            for name, over in self.over.items()
+        )
+
+    def first(self, order: Sequence[int]) -> set[int]:
+        """Return as many of these, in their order, as are enough."""
+        return next(set(order[:n]) for n in range(len(order) + 1) if self(order[:n]))
+
+
+def _count(options: SkipBlocksOptions, regions: list[Region], legal: Mapping[int, Region]) -> int:
     count = options.count
     if count is None:
         count = int((options.ratio or 0) * len(regions))
@@ -106,95 +179,76 @@ def _count(options: SkipBlocksOptions, regions: list[Region], legal: dict[int, R
     return count
 
 
-def _influences(
+# -- which ---------------------------------------------------------------------------------------
+
+
+def _one_after_another(
     program: Program,
+    legal: Mapping[int, Region],
+    enough: _Enough,
     options: SkipBlocksOptions,
     context: Context,
-    legal: dict[int, Region],
-    ids: dict[fx.Node, str],
-) -> dict[int, float]:
-    """Return the block influence of each region, 1 − mean cos(h_in, h_out)."""
-    meters = {index: _Meter(program, region, ids) for index, region in legal.items()}
-    observers: dict[fx.Node, list[Callable[[Any], None]]] = {}
-    mask = next(
-        (n for n in program.graph.find_nodes(op="placeholder") if n.target == "attention_mask"),
-        None,
-    )
-    for meter in meters.values():
-        if mask is not None:
-            observers.setdefault(mask, []).append(meter.weigh)
-        observers.setdefault(meter.entry, []).append(meter.enter)
-        observers.setdefault(meter.exit, []).append(meter.leave)
-
-    def all_of(calls: list[Callable[[Any], None]]) -> Callable[[Any], None]:
-        def call_all(value: Any) -> None:
-            for call in calls:
-                call(value)
-
-        return call_all
-
-    batches = context.samples("calibration", options.calibration)
-    observe(program, batches, {node: all_of(each) for node, each in observers.items()})
-    return {index: meter.influence() for index, meter in meters.items()}
-
-
-class _Meter:
-    """The mean cosine between a block's input and output, over tokens or pixels."""
-
-    def __init__(self, program: Program, region: Region, ids: dict[fx.Node, str]) -> None:
-        self.path = region.path
-        self.entry, self.exit = _node(region.entry), _node(region.exit)
-        self.axis = _feature_axis(region, self.entry)
-        self.state: Tensor | None = None
-        self.mask: Tensor | None = None
-        self.total, self.weight = 0.0, 0.0
-
-    def weigh(self, mask: Tensor) -> None:
-        """Take the attention mask of a batch, `[batch, seq]`."""
-        self.mask = mask
-
-    def enter(self, state: Tensor) -> None:
-        """Take h_in."""
-        self.state = state
-
-    def leave(self, state: Tensor) -> None:
-        """Take h_out, and let h_in go."""
-        assert self.state is not None, "the entry comes before the exit"
-        cosine = torch.cosine_similarity(self.state.float(), state.float(), dim=self.axis)
-        self.state = None
-        if not bool(torch.isfinite(cosine).all()):
-            raise NumericsError(
-                f"a NaN or an infinity in the hidden state of {self.path}",
-                hint="check the data and the weights",
-                where=self.path,
+) -> tuple[set[int], Scores]:
+    """Skip the least block, measure the others on what is left, and so on."""
+    skipped: list[int] = []
+    scores: Scores = {}
+    now, left = program, dict(legal)
+    while True:
+        measured = score(now, left, options, context)
+        scores.update(measured)
+        least = min(left, key=lambda index: (measured[index], index))
+        skipped.append(least)
+        if enough(skipped):
+            return set(skipped), scores
+        rewriter = GraphRewriter(now)
+        skip(rewriter, [_block(least, left[least], node_ids(now))])
+        now = rewriter.finish()
+        paths = {legal[index].path: index for index in legal if index not in skipped}
+        found = find_regions(now, [escape(path) for path in paths])
+        left = {paths[each.path]: each for each in found if not each.refusal}
+        if not left:
+            raise UsageError(
+                "no further block can be skipped",
+                reason=f"after {len(skipped)} blocks were; {found[0].path}: {found[0].refusal}",
             )
-        mask = self.mask
-        if mask is not None and mask.shape == cosine.shape:
-            kept = cosine * (mask > 0)
-            self.total += float(kept.double().sum())
-            self.weight += float((mask > 0).sum())
+
+
+def _run(
+    program: Program,
+    legal: Mapping[int, Region],
+    enough: _Enough,
+    options: SkipBlocksOptions,
+    context: Context,
+) -> tuple[set[int], Scores]:
+    """Skip the shortest run of blocks that is enough, the one whose ends differ least."""
+    chains = _chains(legal)
+    blocks = [[legal[index] for index in chain] for chain in chains]
+    angles = distances(program, blocks, options.calibration, context)
+    longest = max(map(len, chains))
+    for length in range(1, longest + 1):
+        found = {
+            chain[start]: (float(table[start, start + length]), chain[start : start + length])
+            for chain, table in zip(chains, angles, strict=True)
+            for start in range(len(chain) - length + 1)
+        }
+        fitting = {first: (d, run) for first, (d, run) in found.items() if enough(run)}
+        if fitting:
+            _, run = min(fitting.values())
+            return set(run), {first: d for first, (d, _) in found.items()}
+    raise UsageError(
+        "no run of blocks is long enough",
+        reason=f"the longest in which each block reads what the one before makes has {longest}",
+        hint="ask for less, or take another criterion",
+    )
+
+
+def _chains(legal: Mapping[int, Region]) -> list[list[int]]:
+    """Return the longest runs of blocks of which each reads what the one before makes."""
+    found: list[list[int]] = []
+    for index, region in legal.items():
+        last = legal[found[-1][-1]] if found else None
+        if last is not None and ends(last)[1] is ends(region)[0]:
+            found[-1].append(index)
         else:
-            self.total += float(cosine.double().sum())
-            self.weight += cosine.numel()
-
-    def influence(self) -> float:
-        """Return 1 − the mean cosine; 0 for a block that changes nothing."""
-        return 1.0 - self.total / max(self.weight, 1.0)
-
-
-def _feature_axis(region: Region, entry: fx.Node) -> int:
-    """Return the axis of the features: 1 where a convolution or its norm reads the input."""
-    inside = set(region.nodes)
-    for user in entry.users:
-        if user not in inside:
-            continue
-        name = op_name(user)
-        spec = op_spec(name)
-        if name.startswith("conv") or name in ("batch_norm", "group_norm", "instance_norm"):
-            return 1
-        if name in ("linear", "layer_norm", "rms_norm"):
-            return -1
-        if spec is not None and spec.kind == "pool":
-            return 1
-    value = entry.meta.get("val")
-    return 1 if isinstance(value, Tensor) and value.dim() == 4 else -1
+            found.append([index])
+    return found

@@ -65,8 +65,8 @@ def test_block_influence_is_one_minus_the_cosine():
             model(ids)
     for block in result.decision.blocks:
         cosines = [torch.cosine_similarity(a, b, dim=-1) for a, b in states[block.index]]
-        assert block.influence == pytest.approx(1 - torch.cat(cosines).mean().item(), abs=1e-6)
-    least = min(result.decision.blocks, key=lambda block: block.influence)
+        assert block.score == pytest.approx(1 - torch.cat(cosines).mean().item(), abs=1e-6)
+    least = min(result.decision.blocks, key=lambda block: block.score)
     assert [block.index for block in result.decision.blocks if block.skip] == [least.index]
 
 
@@ -79,7 +79,7 @@ def test_padding_does_not_count():
 
     def influences(batches):
         context = Context(data={"calibration": batches})
-        return [b.influence for b in apply(SkipBlocks, program, {"count": 1, "calibration": 8},
+        return [b.score for b in apply(SkipBlocks, program, {"count": 1, "calibration": 8},
                                            context).decision.blocks]  # fmt: skip
 
     other = [
@@ -274,7 +274,7 @@ def test_what_cannot_be_done_is_an_error(options, error, message):
         {"layers": [-1]},
         {"count": 0},
         {"ratio": 1.0},
-        {"count": 1, "criterion": "random"},
+        {"count": 1, "criterion": "magnitude"},
     ],
 )
 def test_bad_options_are_refused(options):
