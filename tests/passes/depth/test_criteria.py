@@ -76,7 +76,7 @@ def test_the_run_whose_ends_differ_least_is_skipped(seed, count):
 def test_the_last_token_is_no_padding():
     model = seeded(lambda: Transformer(width=16, depth=3, heads=2))
     (batch, _), *_ = data = labelled(masked=True)
-    names = dict.fromkeys(batch, {0: "batch", 1: "seq"})
+    names = {key: {0: "batch", 1: "seq"} for key in batch}
     program = capture(model, (), batch, dynamic=names, verify=False)
     decision = decide(program, data, criterion="angular", count=1)
     total = 0.0
