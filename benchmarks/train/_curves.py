@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["curves"]
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 640, 360, 56, 16, 44, 34
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 640, 376, 56, 16, 44, 50
 _COLOURS = ("#64748b", "#2563eb", "#d97706", "#059669")
 
 Points = Sequence[tuple[int, Sequence[float]]]
@@ -40,12 +40,12 @@ def curves(series: Mapping[str, Points], marks: Mapping[str, float], least: floa
         x, y = place(0, level)
         end, _ = place(last, level)
         parts.append(f'<path d="M{x} {y}H{end}" stroke="#94a3b8" stroke-dasharray="4 3"/>')
-        parts.append(f'<text x="{end}" y="{y - 4}" text-anchor="end">{name}</text>')
+        parts.append(f'<text x="{x + 4}" y="{y - 4}">{name}</text>')
     for index, (colour, (name, points)) in enumerate(zip(_COLOURS, series.items(), strict=False)):
         parts += _line(colour, [(steps, each) for steps, each in points], place)
-        x = _LEFT + index * (_WIDTH - _LEFT - _RIGHT) / len(series)
-        parts.append(f'<path d="M{x} 16h16" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{x + 21}" y="20">{name}</text>')
+        x, y = _LEFT + index % 2 * (_WIDTH - _LEFT) // 2, 14 + 17 * (index // 2)
+        parts.append(f'<path d="M{x} {y - 4}h16" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="{x + 21}" y="{y}">{name}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

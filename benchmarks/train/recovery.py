@@ -8,6 +8,7 @@ Each run is written when it is done, and what is in the file is not run again.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,6 @@ from fxcompress.train import Metric
 
 NAME: Final = "train_recovery"
 GOAL: Final = 0.99
-RATE: Final = 0.003
 TEST: Final = 2000  # of Fashion-MNIST
 LABELS: Final = {"use": "hard_labels"}
 SOFT: Final = {"use": "soft_labels", "temperature": 4}
@@ -43,14 +43,16 @@ RECIPES: Final[Mapping[str, list[dict[str, Any]]]] = {
 
 NOTES: Final = (
     "The pruned network (by Taylor scores of 128 images, the same in all rows) is trained with SGD"
-    f" at {RATE}, falling by a cosine, on a few labelled images, and measured after every so many"
-    " steps. Distillation is from the network before pruning: 0.1 of the loss on labels, 0.9"
-    " on soft labels (temperature 4); features are the ends of the stages, through projectors; the"
-    " last row reads soft labels alone. Each seed has other labelled images and another order."
-    " *Reached* means that the mean of all later measurements is above too. Accuracy is of the"
-    f" first {TEST:,} test images of Fashion-MNIST and of 597 digits. Bands: all seeds. The"
-    " learning rate was chosen of 0.003, 0.01 and 0.03 on digits with another seed; fine-tuning"
-    " ended in 96.3, 96.1 and 95.0 %, distillation in 97.3, 97.0 and 90.8 %.",
+    " whose rate falls by a cosine (from 0.003 on digits, 0.01 on Fashion-MNIST), on a few"
+    " labelled images, and measured after every so many steps. Distillation is from the network"
+    " before pruning: 0.1 of the loss on labels, 0.9 on soft labels (temperature 4); features are"
+    " the ends of the stages, through projectors; the last row reads soft labels alone. Each seed"
+    " has other labelled images and another order. *Reached* means that the mean of all later"
+    f" measurements is above too. Accuracy is of the first {TEST:,} test images of Fashion-MNIST"
+    " and of 597 digits. Bands: all seeds. Rates were tried with another seed: at 0.003, 0.01 and"
+    " 0.03 fine-tuning on digits ended in 96.3, 96.1 and 95.0 %, distillation in 97.3, 97.0 and"
+    " 90.8 %; on Fashion-MNIST (1,000 labels) distillation in 92.2, 92.3 and 92.2 % of 1,000 test"
+    " images.",
 )
 
 
@@ -64,6 +66,7 @@ class Plan:
         batch: Images in a step.
         between: Steps between two measurements.
         points: Measurements.
+        rate: Learning rate at the beginning.
     """
 
     labelled: int
@@ -71,11 +74,12 @@ class Plan:
     batch: int
     between: int
     points: int
+    rate: float
 
 
 PLANS: Final[Mapping[str, Plan]] = {
-    "digits": Plan(50, 1200, 10, 5, 24),
-    "fashion": Plan(500, 10_000, 50, 10, 10),
+    "digits": Plan(50, 1200, 10, 5, 24, 0.003),
+    "fashion": Plan(250, 10_000, 50, 10, 10, 0.01),
 }
 TITLES: Final = {
     "digits": "Digits, ResNet-8",
@@ -134,7 +138,7 @@ def run(case: str, recipe: str, seed: int) -> dict[str, Any]:
         "shuffle": "none",
         "losses": losses,
         "optimizer": {
-            "use": "SGD", "lr": RATE, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4,
+            "use": "SGD", "lr": plan.rate, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4,
         },
         "scheduler": {"use": "CosineAnnealingLR", "T_max": "all"},
     }  # fmt: skip
@@ -181,10 +185,11 @@ def _case(case: str, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[s
         ]
         for recipe, rows in found.items()
     }
-    lowest = min(statistics.mean(points[1][1]) for points in series.values())
     marks = {"original": before, "99 % of it": goal}
     picture = f"{NAME}_{case}.svg"
-    (RESULTS / picture).write_text(curves(series, marks, lowest), encoding="utf-8")
+    (RESULTS / picture).write_text(
+        curves(series, marks, math.floor(0.9 * before)), encoding="utf-8"
+    )
     plan = PLANS[case]
     rows = [
         [
