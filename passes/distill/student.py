@@ -120,16 +120,21 @@ class StudentDecision(Decision):
     after: int = 0
     declined: tuple[Declined, ...] = ()
 
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The paths of blocks that share tensors, the one whose tensors these are first."""
+        found: dict[int, list[str]] = {}
+        for each in self.layers:
+            found.setdefault(each.shares, []).append(each.path)
+        return tuple(tuple(paths) for paths in found.values() if len(paths) > 1)
+
     def summary(self) -> tuple[str, ...]:
         """Return the map of layers, the widths, and the parameters before and after."""
         lines = [self.source] if self.source else []
         if self.layers:
             pairs = ", ".join(f"{each.old} → {each.new}" for each in self.layers)
             lines.append(f"layers: {pairs}")
-        groups: dict[int, list[str]] = {}
-        for each in self.layers:
-            groups.setdefault(each.shares, []).append(each.path)
-        lines += [f"shared: {', '.join(paths)}" for paths in groups.values() if len(paths) > 1]
+        lines += [f"shared: {', '.join(paths)}" for paths in self.groups]
         share = f" ({100 * self.after / self.before:.1f} %)" if self.before else ""
         return (*lines, *self.widths, f"parameters: {self.before:,} → {self.after:,}{share}")
 

@@ -7,6 +7,8 @@ from fxcompress.api import compress
 from fxcompress.ir import Program, capture
 from fxcompress.pipeline.context import Context
 from fxcompress.testing import hash_inputs, hash_weights_
+from passes.depth.merge_layers import MergeLayers
+from passes.depth.share_layers import ShareLayers
 from passes.depth.skip_blocks import SkipBlocks
 from passes.distill.prompt import Prompt
 from passes.distill.student import Student
@@ -172,6 +174,16 @@ def test_dynamic(golden_graph):
     model = Reader(width=6).eval()
     program = capture(model, (torch.zeros(2, 5, 4),), dynamic={"x": {0: "batch"}})
     golden_graph(apply(Dynamic, hash_weights_(program)).program)
+
+
+@pytest.mark.golden("passes/depth/merge_layers")
+def test_merge_layers(golden_graph):
+    golden_graph(apply(MergeLayers, transformer(), {"groups": [[1, 2]]}).program)
+
+
+@pytest.mark.golden("passes/depth/share_layers")
+def test_share_layers(golden_graph):
+    golden_graph(apply(ShareLayers, transformer(), {"groups": 2, "init": "mean"}).program)
 
 
 @pytest.mark.golden("passes/depth/skip_blocks")

@@ -11,10 +11,10 @@ from fxcompress.errors import SelectorError, UsageError
 from fxcompress.rewrite import GraphRewriter
 from fxcompress.rewrite.edits import Declined
 from passes.depth._blocks import Region, find_regions
+from passes.depth._share import check_alike
 from passes.depth.skip_blocks import SkipBlocks, SkipBlocksOptions
 from passes.distill._student.other import other_model
 from passes.distill._student.rewrite import rewrite
-from passes.distill._student.shared import check_alike
 from passes.distill.student import Layer, StudentDecision
 from passes.prune._criteria.options import Criterion
 from passes.prune.channels import Channels, ChannelsDecision, ChannelsOptions
@@ -51,7 +51,8 @@ def _derived(program: Program, options: StudentOptions, context: Context) -> Stu
         regions = find_regions(program, options.blocks)
         places = _places(options, regions)
         layers = _layers(options, regions, places)
-        check_alike(program, layers, {region.path: region for region in regions})
+        groups = StudentDecision(layers=layers).groups
+        check_alike(program, groups, {region.path: region for region in regions})
         found["layers"] = layers
         if len(places) < len(regions):
             skipped = tuple(i for i in range(len(regions)) if i not in places)

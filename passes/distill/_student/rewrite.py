@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fxcompress.errors import PassError
+from passes.depth._share import check_shared, share
 from passes.depth.skip_blocks import SkipBlocks, SkipBlocksDecision
 from passes.distill._student.other import put_in_place
-from passes.distill._student.shared import check_shared, share
 from passes.prune._channels.shrink import apply
 from passes.prune.channels import ChannelsDecision
 
@@ -32,7 +32,7 @@ def rewrite(rewriter: GraphRewriter, decision: StudentDecision) -> None:
     if decision.skip is not None:
         skipping = SkipBlocksDecision.model_validate(decision.skip, strict=False)
         SkipBlocks().rewrite(rewriter, skipping.model_copy(update={"declined": ()}))
-    share(rewriter, decision.layers, decision.shared)
+    share(rewriter, decision.groups, decision.shared)
 
 
 def check(before: Program, after: Program, decision: StudentDecision) -> None:
@@ -51,4 +51,4 @@ def check(before: Program, after: Program, decision: StudentDecision) -> None:
 
         skipping = SkipBlocksDecision.model_validate(decision.skip, strict=False)
         check_skipped(before, after, skipping.blocks)
-    check_shared(after, decision.layers)
+    check_shared(after, decision.groups)
