@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import rich_click as click
 
@@ -15,9 +15,14 @@ from fxcompress.errors import UsageError
 if TYPE_CHECKING:
     from fxcompress.api import Result
     from fxcompress.cli._finish import Finished
+    from fxcompress.pipeline.records import PassRecord
     from fxcompress.spec import Spec
 
 __all__ = ["command"]
+
+_LINES: Final = 8
+# What the user's own selection leaves out need not be told again.
+_UNSELECTED: Final = "it is not selected"
 
 
 @click.command("run")
@@ -106,6 +111,7 @@ def _text(result: Result, spec: Spec, folder: Path, finished: Finished) -> str:
             f"  {each.index} {each.id:<16} {each.proof.grade:<9} "
             f"{_change(record.original.bytes, each.after.bytes)}{shown}{metric}"
         )
+        lines += [f"      {line}" for line in _told(each)]
     for reason in dict.fromkeys(record.stopped.values()):
         left = [step for step, why in record.stopped.items() if why == reason]
         lines.append(f"  without {left[0]} to {left[-1]}: {reason}")
@@ -120,6 +126,19 @@ def _text(result: Result, spec: Spec, folder: Path, finished: Finished) -> str:
         )
     lines.append(f"report: {next(path for path in finished.report if path.suffix == '.html')}")
     return "\n".join(lines)
+
+
+def _told(record: PassRecord) -> list[str]:
+    """Return what a pass says that it did, and why it left alone what it did not touch."""
+    lines = list(record.summary)
+    if len(lines) > _LINES:
+        lines[_LINES - 1 :] = [f"and {len(lines) - _LINES + 1} more lines in the report"]
+    reasons = dict.fromkeys(each.reason for each in record.declined)
+    for reason in [each for each in reasons if each != _UNSELECTED][:_LINES]:
+        nodes = [each.node for each in record.declined if each.reason == reason]
+        more = f" and {len(nodes) - 1} more" if nodes[1:] else ""
+        lines.append(f"skipped {nodes[0]}{more}: {reason}")
+    return lines
 
 
 def _change(before: int, after: int) -> str:

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from fxcompress.pipeline.base import Options, Selection
+from passes.quantize._bits import Width
 from passes.quantize._targets import (
     TARGETS,
     Granularity,
@@ -35,7 +36,7 @@ WeightObserver = Literal["minmax", "mse"]
 class WeightOptions(Options):
     """How weights are quantised."""
 
-    bits: int = Field(default=8, ge=2, le=16, description="Width of the integers.")
+    bits: Width = Field(default=8, ge=2, le=16, description="Width of the integers.")
     per: Granularity = Field(
         default="channel", description="One scale per output channel, or one for the tensor."
     )
@@ -47,7 +48,7 @@ class WeightOptions(Options):
 class ActivationOptions(Options):
     """How activations are quantised: always one scale per tensor."""
 
-    bits: int = Field(default=8, ge=2, le=16, description="Width of the integers.")
+    bits: Width = Field(default=8, ge=2, le=16, description="Width of the integers.")
     signed: bool | None = Field(
         default=None, description="Signed integers; by default as the target has them."
     )
@@ -72,7 +73,7 @@ class ActivationOptions(Options):
 class WeightOverride(Options):
     """Other weights; what is left out stays as it is."""
 
-    bits: int | None = Field(default=None, ge=2, le=16, description="Width of the integers.")
+    bits: Width | None = Field(default=None, ge=2, le=16, description="Width of the integers.")
     per: Granularity | None = Field(
         default=None, description="One scale per output channel, or one for the tensor."
     )
@@ -84,7 +85,7 @@ class WeightOverride(Options):
 class ActivationOverride(Options):
     """Other activations; what is left out stays as it is."""
 
-    bits: int | None = Field(default=None, ge=2, le=16, description="Width of the integers.")
+    bits: Width | None = Field(default=None, ge=2, le=16, description="Width of the integers.")
     observer: ObserverName | None = Field(
         default=None, description="How the range is found from calibration data."
     )

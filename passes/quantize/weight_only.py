@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves, Selection
 from fxcompress.rewrite.edits import Declined
+from passes.quantize._bits import Width
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -23,7 +24,7 @@ class Override(Options):
     """Another format for some layers; what is left out stays as it is for all."""
 
     targets: tuple[str, ...] = Field(min_length=1, description="Globs over node ids.")
-    bits: int | None = Field(default=None, ge=2, le=8, description="Width of the integers.")
+    bits: Width | None = Field(default=None, ge=2, le=8, description="Width of the integers.")
     group: int | Literal["channel"] | None = Field(
         default=None, description="Elements of a row that share a scale, or `channel`: the row."
     )
@@ -33,7 +34,7 @@ class Override(Options):
 class WeightOnlyOptions(Selection):
     """Options of `quantize.weight_only`. The selection is over layers and embeddings."""
 
-    bits: int = Field(default=4, ge=2, le=8, description="Width of the integers.")
+    bits: Width = Field(default=4, ge=2, le=8, description="Width of the integers.")
     group: int | None = Field(
         default=64,
         ge=2,

@@ -46,6 +46,7 @@ class Moments:
         if not bool(self.squares.isfinite().all()):
             raise NumericsError(
                 f"a NaN or an infinity in the output of {self.name} during calibration",
+                reason="calibration data, or a weight before it, leads to it",
                 hint="check the data and the weights; if fp16 overflows, calibrate in fp32",
                 where=self.name,
             )

@@ -47,6 +47,7 @@ class Seen:
         if not bool((low + high).isfinite().all()):
             raise NumericsError(
                 f"a NaN or an infinity in the output of {self.name} during calibration",
+                reason="calibration data, or a weight before it, leads to it",
                 hint="check the data and the weights; if fp16 overflows, calibrate in fp32",
                 where=self.name,
             )
