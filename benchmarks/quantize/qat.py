@@ -98,6 +98,9 @@ def rows(short: int, long: int) -> dict[str, list[Step]]:
         ],
         "binary weights": [{"use": "quantize.binary", "activations": "none"}, fit(long, 5e-3)],
         "binary": [{"use": "quantize.binary"}, fit(long, 5e-3)],
+        "binary, input scale": [
+            {"use": "quantize.binary", "input_scale": True}, fit(long, 5e-3),
+        ],
     }  # fmt: skip
 
 
