@@ -178,12 +178,13 @@ def render(runs: Runs) -> str:
     header = ("", "accuracy", "to the chain", "of the original", "tensors", "of the bytes",
               "of the MACs")  # fmt: skip
     some = next(iter(runs.rows), {"original": 0.0, "images": 0})
+    seeds = "one seed" if len(whole) == 1 else f"{len(whole)} seeds"
     return "\n".join([
         "# The chain of specs/distill_chain, step by step",
         "",
         f"`python -m benchmarks.train.chain` on {machine()}.",
         "",
-        NOTES.format(images=some["images"], original=some["original"], test=TEST, batch=BATCH),
+        NOTES.format(images=some["images"], original=some["original"], test=TEST, batch=BATCH, seeds=seeds),
         "",
         *table(header, rows),
         "",
@@ -196,6 +197,11 @@ NOTES: Final = (
     " steps, and loses more than the spec does (99.9 % of the accuracy in 9.5 % of the bytes, see"
     " its README). Accuracy of the first {test:,} test images; the original has {original:.2f} %."
     " What is removed is not trained longer elsewhere. Tensors as stored."
+    "\n\n"
+    "The teacher is worth most, then healing after pruning; one of `heal` and `settle` must be"
+    " there. At this length the attention maps, training the student before it is pruned, and"
+    " quantizers that train are worth less than what a seed can do ({seeds}); trained before pruning,"
+    " the scores do leave a cheaper network."
 )
 
 
