@@ -184,7 +184,7 @@ def render(runs: Runs) -> str:
         "",
         f"`python -m benchmarks.train.chain` on {machine()}.",
         "",
-        NOTES.format(images=some["images"], original=some["original"], test=TEST, batch=BATCH, seeds=seeds),
+        NOTES.format(**some, test=TEST, batch=BATCH, seeds=seeds),
         "",
         *table(header, rows),
         "",
@@ -200,8 +200,8 @@ NOTES: Final = (
     "\n\n"
     "The teacher is worth most, then healing after pruning; one of `heal` and `settle` must be"
     " there. At this length the attention maps, training the student before it is pruned, and"
-    " quantizers that train are worth less than what a seed can do ({seeds}); trained before pruning,"
-    " the scores do leave a cheaper network."
+    " quantizers that train change the accuracy by 0.2 points at most, which {seeds} cannot tell"
+    " from noise. Scores of a trained student do leave a cheaper network at the same size."
 )
 
 

@@ -64,14 +64,14 @@ NOTES: Final = (
     " A dash was not run: torchdistill has no schedule of temperature and classes, and its losses"
     " on feature maps project nothing, so on digits, where widths differ, features are ours alone.",
     "",
-    "The teachers are the shipped networks (Fashion-MNIST 92.46 % of these 5,000 test images, digits"
-    " 98.66 % of 597); they were trained on all 60,000 and 1,200 labels. KD: 0.1 of the labels' loss"
-    " and 0.9 of soft labels at temperature 4; features: squared distance of the three stages;"
-    " attention transfer: labels, and the maps of the stages as in the authors' code; dynamic: soft"
-    " labels on the teacher's top 5 at temperature 1, then on all classes at 4 from half of the"
-    " steps on. The last row reads no labels: soft labels on 10,000 images (digits: 1,200), the"
-    " same number of steps. Seeds draw the order, on Fashion-MNIST also the labelled images, on"
-    " digits also the first weights.",
+    "The teachers are the shipped networks (Fashion-MNIST 92.46 % of these 5,000 test images,"
+    " digits 98.66 % of 597); they were trained on all 60,000 and 1,200 labels. KD: 0.1 of the"
+    " labels' loss and 0.9 of soft labels at temperature 4; features: squared distance of the three"
+    " stages; attention transfer: labels, and the maps of the stages as in the authors' code;"
+    " dynamic: soft labels on the teacher's top 5 at temperature 1, then on all classes at 4 from"
+    " half of the steps on. The last row reads no labels: soft labels on 10,000 images (digits:"
+    " 1,200), the same number of steps. Seeds draw the order, on Fashion-MNIST also the labelled"
+    " images, on digits also the first weights.",
     "",
     "Ours and torchdistill's agree within 0.2 points in every pair, far inside the spread of seeds."
     " KD and KD with features beat labels alone in both cases; attention transfer does on"
