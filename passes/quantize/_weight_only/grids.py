@@ -20,6 +20,9 @@ _HQQ_POWER: Final = 0.7
 _HQQ_BETA: Final = 10.0
 _HQQ_GROWTH: Final = 1.01
 _HQQ_STEPS: Final = 20
+# Scales stay so near to the one that covers the group: what is clipped counts for little in the
+# sum of powers, and for much in what a model computes.
+_HQQ_NEAR: Final = 0.1
 _TINY: Final = 1e-12
 
 
@@ -99,14 +102,15 @@ def hqq(weight: Tensor, width: Width) -> Grid:
         z ← mean(q − (w − e)/s)                                                        (eq. 9)
 
     Runtimes store whole zero points, so z is rounded, and s takes its least-squares value
-    ⟨q − z, w − e⟩ / ⟨q − z, q − z⟩ to gain what the rounding loses; symmetric integers have s only.
-    The best grid seen is returned; the first is the one that covers the group.
+    ⟨q − z, w − e⟩ / ⟨q − z, q − z⟩ to gain what the rounding loses, within 10 % of the scale that
+    covers the group, which the source keeps; symmetric integers have s only. The best grid seen is
+    returned; the first is the one that covers the group.
 
     Args:
         weight: `[rows, groups, elements]`, float.
         width: The integers.
     """
-    best = grid = _covering(*weight.aminmax(dim=-1), width)
+    covering = best = grid = _covering(*weight.aminmax(dim=-1), width)
     least = torch.full_like(grid.scale, torch.inf)
     beta = _HQQ_BETA
     for _ in range(_HQQ_STEPS):
@@ -121,13 +125,13 @@ def hqq(weight: Tensor, width: Width) -> Grid:
             break
         least, best = torch.where(better, found, least), _choose(better, grid, best)
         target = weight - error.sign() * (size - slope / beta).clamp_min_(0)
-        grid = _refitted(grid, integers, target)
+        grid = _refitted(grid, integers, target, covering.scale)
         beta *= _HQQ_GROWTH
     return best
 
 
-def _refitted(grid: Grid, integers: Tensor, target: Tensor) -> Grid:
-    """Return the zero points and scales with which the integers give `target` best."""
+def _refitted(grid: Grid, integers: Tensor, target: Tensor, covering: Tensor) -> Grid:
+    """Return the zero points, and scales near `covering`, with which the integers give `target`."""
     width, zero_point = grid.width, grid.zero_point
     if not width.symmetric:
         mean = (integers - target / grid.scale[..., None]).mean(dim=-1)
@@ -135,8 +139,8 @@ def _refitted(grid: Grid, integers: Tensor, target: Tensor) -> Grid:
     steps = integers - zero_point[..., None]
     square = steps.square().sum(dim=-1)
     scale = (steps * target).sum(dim=-1) / square.clamp_min(1.0)
-    usable = (square > 0) & (scale > grid.scale * _LEAST_SHRINK)
-    return Grid(width, torch.where(usable, scale, grid.scale), zero_point)
+    near = scale.clamp(covering * (1 - _HQQ_NEAR), covering * (1 + _HQQ_NEAR))
+    return Grid(width, torch.where(square > 0, near, grid.scale), zero_point)
 
 
 def _covering(low: Tensor, high: Tensor, width: Width) -> Grid:

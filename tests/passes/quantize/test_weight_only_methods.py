@@ -101,7 +101,7 @@ def test_hqq_lowers_what_it_minimises(bits, symmetric):
         for name, grid in (("hqq", hqq(weight, width)), ("rtn", fit(weight, width, "minmax")))
     }
     assert bool((error["hqq"] <= error["rtn"]).all())
-    assert float(error["hqq"].sum()) < 0.97 * float(error["rtn"].sum())
+    assert float(error["hqq"].sum()) < 0.98 * float(error["rtn"].sum())
     zero_point = hqq(weight, width).zero_point
     assert torch.equal(zero_point, zero_point.round())
 
