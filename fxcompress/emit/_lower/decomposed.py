@@ -116,6 +116,9 @@ class Decomposed:
     def _weight(self, node: fx.Node) -> None:
         stored = cast(IntegerWeight, store(self.module, node))
         node.args = ()
+        if stored.weight.element_size() > 1:
+            self._wide(node, stored)
+            return
         self.stored[node] = stored
         self.paths[node] = str(node.target)
         if stored.group is not None:
@@ -151,6 +154,17 @@ class Decomposed:
         self.stored[dequantize] = self.stored.pop(node)
         self.paths[dequantize] = self.paths.pop(node)
         self.graph.erase_node(node)
+
+    def _wide(self, node: fx.Node, stored: IntegerWeight) -> None:
+        """Leave a weight of more than 8 bits to arithmetic: runtimes have no operator for it."""
+        if self.target.symmetric:
+            raise EmitError(
+                f"{self.target.name} cannot take weights of more than 8 bits",
+                reason=f"the integers of {node.target} are {stored.weight.dtype}",
+                hint="quantise weights to 8 bits, or leave them in float",
+                where=str(node.target),
+            )
+        self.done.notes.append(f"{node.target}: stored in 16 bits and multiplied out in float")
 
     def _layer(self, node: fx.Node, weight: fx.Node) -> None:
         """Write a layer as a function of its operands, its bias in integers where it can be."""

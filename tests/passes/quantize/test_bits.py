@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import fxcompress as fxc
-from fxcompress.errors import FxCompressError
+from fxcompress.emit import EmitOptions, OnnxOptions, emit
+from fxcompress.errors import EmitError, FxCompressError
 from fxcompress.ir.ops import module_of, op_name
 
 STATIC = {"use": "quantize.static", "calibration": 16}
@@ -67,3 +68,19 @@ def test_one_bit_and_three_levels_are_passes_of_their_own(use, bits):
     options = {"weights": {"bits": bits}} if use == "quantize.static" else {"bits": bits}
     with pytest.raises(FxCompressError, match=r"quantize\.binary.*quantize\.ternary"):
         fxc.compress(program(), [{"use": use, **options}])
+
+
+@pytest.mark.slow
+def test_16_bits_run_in_onnxruntime_and_not_in_tensorrt(tmp_path):
+    pytest.importorskip("onnxruntime")
+    step = {**STATIC, "weights": {"bits": 16}, "activations": {"bits": 16}}
+    x = torch.randn(64, 40, generator=torch.Generator().manual_seed(1))
+    made = fxc.compress(program(), [step], data={"calibration": [(x,)]}).program
+    (artifact,) = emit(made, tmp_path, ["onnx"])
+    assert artifact.comparison.relative < 1e-3
+    assert sum("stored in 16 bits" in note for note in artifact.notes) == 2
+    signed = {**STATIC, "weights": {"bits": 16}, "activations": {"signed": True, "symmetric": True}}
+    made = fxc.compress(program(), [signed], data={"calibration": [(x,)]}).program
+    options = EmitOptions(onnx=OnnxOptions(target="tensorrt"))
+    with pytest.raises(EmitError, match="TensorRT cannot take weights of more than 8 bits"):
+        emit(made, tmp_path / "tensorrt", ["onnx"], options=options)
