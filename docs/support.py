@@ -211,10 +211,12 @@ def page(table: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(rows: Sequence[str]) -> None:
-    """Measure the rows asked for (all by default), and write the page and its data."""
+def main(chosen: Sequence[str]) -> None:
+    """Measure the rows and columns asked for (all by default), and write the page and its data."""
     table = json.loads(DATA.read_text()) if DATA.exists() else {}
-    for row, column, found in measure(rows or list(ROWS), list(COLUMNS)):
+    rows = [row for row in ROWS if row in chosen] or list(ROWS)
+    columns = [column for column in COLUMNS if column in chosen] or list(COLUMNS)
+    for row, column, found in measure(rows, columns):
         print(f"{row} | {column} | {found}", flush=True)
         table.setdefault(row, {})[column] = found
         table = {name: table[name] for name in ROWS if name in table}
