@@ -52,8 +52,7 @@ class Zygote:
     def close(self):
         """End it."""
         if self.process is not None:
-            self.process.stdin.close()
-            self.process.wait()
+            self.process.communicate()
 
 
 def serve():

@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from torch.utils import _pytree as pytree
 
+from fxcompress.emit._grouped import write_products_out
 from fxcompress.emit._plain import PlainProgram
 from fxcompress.emit._probes import Leaves
 from fxcompress.errors import EmitError
@@ -40,6 +41,7 @@ def export_program(plain: PlainProgram, dims: Mapping[str, Dim], example: Leaves
     Raises:
         EmitError: torch.export refuses the graph.
     """
+    write_products_out(plain.module)
     call = plain.call(example)
     shapes: Any = _dynamic_shapes(plain, dims)
     notes: tuple[str, ...] = ()

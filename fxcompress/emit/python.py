@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import fx
 
 from fxcompress.emit._artifact import Written
+from fxcompress.emit._grouped import name_products
 from fxcompress.emit._job import Job
 from fxcompress.emit._lower import lower
 from fxcompress.emit._plain import PlainProgram, plain_program
@@ -39,6 +40,7 @@ def write(job: Job) -> Written:
         EmitError: The graph holds a module or function that stand-alone code cannot have.
     """
     plain = plain_program(job.program)
+    name_products(plain.module)
     stored: list[str] = []
     if job.quantized:
         stored = lower(plain.module, "storage").notes
