@@ -20,7 +20,8 @@ from fxcompress.emit._lower.graph import share_quantizers
 from fxcompress.ir._calling import CallLike
 from fxcompress.ir.program import Program
 from fxcompress.ir.signature import Parameter, Signature
-from fxcompress.rewrite import without_masks, without_taps
+from fxcompress.rewrite import without_masks
+from fxcompress.rewrite.closing import as_emitted
 
 __all__ = ["Call", "PlainProgram", "plain_program"]
 
@@ -93,9 +94,10 @@ class PlainProgram:
 def plain_program(program: Program) -> PlainProgram:
     """Return a private copy of `program` that is called with plain containers.
 
-    Masks on weights are burned in and taps taken out: they are there for training.
+    Masks on weights are burned in and taps taken out: they are there for training. Attention
+    that was written out for a tap is closed.
     """
-    module = without_masks(without_taps(program)).copy().module
+    module = without_masks(as_emitted(program)).copy().module
     share_quantizers(module)
     flattened: dict[str, None] = {}
     parameters = _parameters(program.signature, flattened)

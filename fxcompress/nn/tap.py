@@ -22,6 +22,7 @@ class Tap(nn.Module):
         at: The module path or node id where it was put; a graph may have renamed it since.
         what: Which value of that place it reads.
         teacher: The place in the teacher to compare with; None where there is none.
+        opened: Whether a fused attention was written out for it, to be closed when it is gone.
     """
 
     # The result has its operand's type: propagation over fake tensors need not run anything.
@@ -35,9 +36,11 @@ class Tap(nn.Module):
         at: str = "",
         what: Literal["output", "input", "attention", "query", "key", "value"] = "output",
         teacher: str | None = None,
+        opened: bool = False,
     ) -> None:
         super().__init__()
         self.name, self.at, self.what, self.teacher = name, at, what, teacher
+        self.opened = opened
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, the same object."""

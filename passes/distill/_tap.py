@@ -116,7 +116,7 @@ def _check(taps: tuple[Tapped, ...], program: Program) -> None:
 def rewrite(rewriter: GraphRewriter, decision: TapDecision) -> None:
     """Insert taps; write attention out where its probabilities are tapped."""
     puts = [
-        Put(TapModule(tap.name, tap.at, tap.what, tap.teacher), tap.node, tap.opened)
+        Put(TapModule(tap.name, tap.at, tap.what, tap.teacher, tap.opened), tap.node, tap.opened)
         for tap in decision.taps
     ]
     put_taps(rewriter, puts)

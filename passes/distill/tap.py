@@ -200,6 +200,7 @@ class Tap(Pass[TapOptions, TapDecision]):
     Options: ClassVar[type[Options]] = TapOptions
     Decision: ClassVar[type[Decision]] = TapDecision
     preserves: ClassVar[Preserves] = "exact"
+    version: ClassVar[int] = 2
 
     def reads(self, options: TapOptions) -> frozenset[str]:
         """Return the calibration split, where layers are matched by similarity."""

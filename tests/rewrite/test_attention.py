@@ -7,8 +7,10 @@ from torch.nn import functional as F
 
 from fxcompress.errors import PassError
 from fxcompress.ir import capture
-from fxcompress.rewrite import GraphRewriter
+from fxcompress.nn import Tap
+from fxcompress.rewrite import GraphRewriter, Put, put_taps, taps_of, without_taps
 from fxcompress.rewrite.attention import attentions, open_attention
+from fxcompress.rewrite.closing import as_emitted
 
 
 class Attention(nn.Module):
@@ -122,3 +124,45 @@ def test_a_flag_that_the_graph_computes_is_refused():
     site.node.kwargs = {**site.node.kwargs, "is_causal": site.node.args[0]}
     with pytest.raises(PassError, match="cannot be written out"):
         open_attention(rewriter, site.node)
+
+
+def tapped(program, *, opened=True):
+    rewriter = GraphRewriter(program)
+    (site,) = attentions(rewriter.graph.nodes)
+    put_taps(rewriter, [Put(Tap("p", opened=opened), rewriter.id(site.node), fused=True)])
+    return rewriter.finish()
+
+
+@pytest.mark.parametrize("mask", ["none", "bool", "float", "heads", "causal"])
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"dropout": 0.5}], ids=str)
+def test_what_a_tap_opened_is_closed_when_it_goes(mask, options):
+    causal = {"is_causal": True} if mask == "causal" else {}
+    program, args = captured(masks().get(mask), **options, **causal)
+    closed = as_emitted(tapped(program))
+    closed.verify()
+    assert closed.text(state=False).count("= sdpa(") == 1
+    assert "softmax" not in closed.text(state=False)
+    assert len(closed.nodes) <= len(program.nodes)
+    assert torch.equal(closed(*args), program(*args))
+
+
+def test_shared_keys_stay_repeated_and_a_longer_sequence_works():
+    program, _ = captured(enable_gqa=True, is_causal=True)
+    closed = as_emitted(tapped(program))
+    assert "= sdpa(" in closed.text(state=False)
+    longer = (torch.randn(3, 9, 8),)
+    assert torch.allclose(closed(*longer), program(*longer), atol=1e-6)
+
+
+def test_what_was_written_out_before_or_changed_since_stays():
+    program, _ = captured(masks()["bool"])
+    own = tapped(program, opened=False)
+    assert as_emitted(own).text() == without_taps(own).text()
+    rewriter = GraphRewriter(tapped(program))
+    (tap,) = taps_of(rewriter.program).values()
+    shares = tap.all_input_nodes[0]
+    (mixed,) = (user for user in shares.users if user is not tap)
+    clipped = rewriter.call_function(torch.relu, (shares,), after=shares)
+    rewriter.set_args(mixed, (clipped, mixed.args[1]))
+    assert "softmax" in as_emitted(rewriter.finish()).text(state=False)
+    assert as_emitted(program) is program
