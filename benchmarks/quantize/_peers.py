@@ -130,7 +130,7 @@ NAMES: Final = tuple(_PEERS)
 
 def quantise(
     name: str,
-    build: Callable[[], nn.Module],
+    build: Callable[[], Any],
     bits: int,
     group: int | None,
     batches: Batches,
@@ -147,6 +147,6 @@ def quantise(
     package, function = _PEERS[name]
     if importlib.util.find_spec(package) is None:
         return None
-    model = build()
+    model: Any = build()
     made: nn.Module = function(model, bits, group, batches) or model
     return made.eval()

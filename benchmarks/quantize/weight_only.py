@@ -82,8 +82,12 @@ def candidates() -> list[Candidate]:
             Candidate("gptq", bits, group, {"method": "gptq"}),
             Candidate("awq+gptq", bits, group, {"method": "awq+gptq"}),
         ]
+    # torchao's groups must divide a row, and nncf has no 3 bits outside OpenVINO.
     peers = [
-        (name, *each) for name in _peers.NAMES for each in FORMATS if each[0] == 4 or name != "nncf"
+        (name, *each)
+        for name in _peers.NAMES
+        for each in FORMATS
+        if not (name == "torchao" and each[1] == 128) and not (name == "nncf" and each[0] == 3)
     ]
     return found + [Candidate(name, bits, group, {}) for name, bits, group in peers]
 
@@ -111,7 +115,7 @@ class Bench:
         """Return the figures of a candidate; None where its peer is not installed."""
         start = time.process_time()
         if candidate.method in _peers.NAMES:
-            batches = [batch for batch, _ in self.data["calibration"]]
+            batches: list[Any] = [batch for batch, _ in self.data["calibration"]]
             module = _peers.quantise(
                 candidate.method, self.build, candidate.bits, candidate.group, batches
             )
@@ -212,7 +216,9 @@ def render(rows: Iterable[Row]) -> str:
         "",
         "The weights of this model already lie on a 4-bit grid in groups of 32, so that size is"
         " left out. Groups of 128 do not divide its rows of 576: the last group of such a row has"
-        " 64 elements here. nncf is asked for AWQ and scale estimation on the same windows.",
+        " 64 elements here; torchao refuses them. nncf is asked for AWQ and scale estimation on the"
+        " same windows; it has no 3 bits for PyTorch models. Rows that are missing were not"
+        " measured; gptqmodel was not, since it did not end within half an hour.",
         "",
         "| weights | method | perplexity | against float | won back | MB | s |",
         "|:--|:--|--:|--:|--:|--:|--:|",

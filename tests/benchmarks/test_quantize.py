@@ -24,7 +24,7 @@ def test_what_is_won_back_is_a_part_of_the_loss_of_rounding_to_nearest() -> None
 def test_candidates_have_names_of_their_own() -> None:
     names = [each.name for each in weight_only.candidates()]
     assert len(names) == len(set(names))
-    assert {"int8 channel rtn", "int4 g64 gptq", "int4 g128 torchao"} <= set(names)
+    assert {"int8 channel rtn", "int4 g64 gptq", "int3 g64 torchao"} <= set(names)
 
 
 def test_agreement_of_embeddings() -> None:
