@@ -64,10 +64,12 @@ NOTES: Final = (
     "",
     "News: Spearman's ρ × 100 between cosines and people's ratings, 1,225 pairs of the 50 documents"
     " of Lee, Pincombe and Welsh (2005), cut to 128 tokens. Words: the same on WordSim-353 and"
-    " SimLex-999, where a word is a sentence. No sentence of the 50 documents was trained on. That"
-    " trained students stand above their teacher on news does not make them better than it: it was"
-    " not trained for these ratings, and the loss only asks for its vectors. Cosine: mean × 100 to"
-    " the six layers' vectors, on the 50 documents and on {held} film reviews that were not trained on.",
+    " SimLex-999, where a word is a sentence. Cosine: mean × 100 to the six layers' vectors, on the"
+    " 50 documents and on {held} film reviews that were not trained on.",
+    "",
+    "No sentence of the 50 documents was trained on. That trained students stand above their"
+    " teacher on news does not make them better than it: it was not trained for these ratings, and"
+    " the loss only asks for its vectors.",
 )
 
 
