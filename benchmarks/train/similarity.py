@@ -60,7 +60,7 @@ NOTES: Final = (
     " Trained on {sentences:,} sentences without labels (news of gensim's lee_background.cor and"
     " film reviews), {epochs} epoch of batches of 32, AdamW at {rate}, word vectors frozen. That is"
     " little: a few steps on a CPU, so the table says what a minute of distillation gives back, not"
-    " what can be reached. One seed unless a ± stands there.",
+    " what can be reached. One or two seeds: ± is their deviation.",
     "",
     "News: Spearman's ρ × 100 between cosines and people's ratings, 1,225 pairs of the 50 documents"
     " of Lee, Pincombe and Welsh (2005), cut to 128 tokens. Words: the same on WordSim-353 and"
