@@ -82,7 +82,7 @@ NOTES: Final = (
     "",
     "What was tried before: the student of Fashion-MNIST started from random weights, and in 100"
     " steps at a learning rate of 0.05 KD was then behind labels alone, in ours and in torchdistill"
-    " alike (72.6 and 69.6 % on one seed): it starts from the teacher's blocks now, at a rate chosen"
+    " alike (72.6 and 69.6 % on one seed): it starts from the teacher's blocks now, at a rate found"
     " on a seed that is not in the table. Attention transfer's weight on digits is a sixteenth of"
     " its authors' after 75 % on one seed. Both were chosen on test images, for all sides alike.",
 )
