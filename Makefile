@@ -42,7 +42,7 @@ golden: setup ## Compare every golden text with what the code makes now
 zoo: setup ## Sweep the architectures of benchmarks/zoo and write the table
 	$(BIN)/python -m benchmarks.zoo.sweep --jobs 2 --out benchmarks/results/zoo.md
 
-bench: setup ## Measure everything that benchmarks/ promises
+bench: setup ## Run the quick benchmarks
 	$(BIN)/python -m benchmarks
 
 schema: setup ## Write the JSON Schema of spec files
