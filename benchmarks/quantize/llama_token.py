@@ -254,8 +254,8 @@ def write(rows: Sequence[Sequence[str]], parameters: int) -> None:
         f"{parameters / 1e6:.1f} million parameters in 12 layers of 512, random; one token, no "
         "cache, one thread, interleaved repeats, beside other work. A file opened twice is up to 8 "
         "% from itself, so each is opened six times (three in rows of 20 repeats, once in those of "
-        "40); the files of int8 rows, opened four times each in two further runs, were 1.00 and "
-        "1.05 × the peer. In onnxruntime inputs are rounded to int8, by both. "
+        "40); the files of int8 rows, opened three or four times each in two further runs, were "
+        "1.00 and 1.05 × the peer. In onnxruntime inputs are rounded to int8, by both. "
         "Goals: at least 0.98 × the peer; 8.9 × eager (int4 g128 in onnxruntime), 7.6 × (int4 "
         "g32 in OpenVINO) and 5.5 × (int8 in OpenVINO).",
     )
