@@ -8,18 +8,14 @@ from pydantic import BeforeValidator, Field
 
 from fxcompress.pipeline.base import Options
 from fxcompress.spec._data_blocks import (
-    AnyMetric,
     Data,
     DataFactory,
     DimRange,
     Identifier,
     Images,
     Input,
-    Metric,
     Split,
     Text,
-    TorchMetric,
-    metric_text,
 )
 from fxcompress.spec._emit_blocks import (
     Emit,
@@ -29,6 +25,7 @@ from fxcompress.spec._emit_blocks import (
     EmitPlain,
     EmitPt2,
 )
+from fxcompress.spec._metric_block import AnyMetric, Metric, TorchMetric, metric_text
 from fxcompress.spec._model_blocks import (
     MODEL_KINDS,
     FactoryModel,
