@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test golden zoo bench schema docs support clean
+.PHONY: help setup demo check test slow golden zoo bench schema docs support clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -35,6 +35,9 @@ check: setup ## Lint, formatting, types, layering
 # One thread a process: two processes of two threads each wait for one another on two cores.
 test: setup ## The test suite (slow sweeps and training left out)
 	OMP_NUM_THREADS=1 $(PYTEST) -m 'not zoo and not slow' -n 2 --dist worksteal
+
+slow: setup ## The tests that take minutes
+	OMP_NUM_THREADS=1 $(PYTEST) -m slow -n 2 --dist worksteal
 
 golden: setup ## Compare every golden text with what the code makes now
 	$(PYTEST) -m golden

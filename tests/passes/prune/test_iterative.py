@@ -90,6 +90,7 @@ def test_rounds_are_steps_that_come_ever_closer_to_the_budget(tmp_path):
     assert result.program(random_input(3, 3, 16, 16)).shape == (3, 10)
 
 
+@pytest.mark.slow
 def test_a_ratio_in_rounds_ends_where_one_step_does():
     rounds = run(step(ratio=0.5, steps=5))
     once = run({"use": "prune.channels", "ratio": 0.5})
@@ -148,6 +149,7 @@ def kill_at(name):
     return on_event
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_in_its_round(tmp_path):
     steps = step(budget={"macs": "60%"}, steps=2, passes=[FIT])
     whole = run(steps)

@@ -147,6 +147,7 @@ def test_an_lstm_is_the_kernel_of_onnxruntime(tmp_path, layers, both):
     )
 
 
+@pytest.mark.slow
 def test_an_lstm_in_executorch_takes_any_batch(tmp_path):
     pytest.importorskip("executorch")
     program = captured(lambda: Recurrent("LSTM", 2, True), 2, 5, 6)

@@ -8,6 +8,7 @@ from fxcompress.train.metrics import BUILT_IN
 from tests.passes.train.digits import Killed, digits, small, step
 
 
+@pytest.mark.slow
 def test_a_round_killed_in_its_training_ends_in_the_same_bits(tmp_path):
     data = digits()
     data["train"] = data["train"][:6]
