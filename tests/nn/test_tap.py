@@ -11,13 +11,14 @@ def test_returns_its_operand_itself():
 
 
 def test_is_described_by_its_arguments():
-    tap = Tap("hidden", at="layers.0", what="query", teacher="encoder.0")
+    tap = Tap("hidden", at="layers.0", what="query", teacher="encoder.0", opened=True)
     config = describe(tap)
     assert dict(config.kwargs) == {
         "name": "hidden",
         "at": "layers.0",
         "what": "query",
         "teacher": "encoder.0",
+        "opened": True,
     }
     again = config.build()
     assert describe(again) == config

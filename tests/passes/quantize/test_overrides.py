@@ -110,7 +110,7 @@ def test_an_override_for_nothing_is_an_error(override, message):
     [
         ({"keep": True}, "an override needs `targets` or `types`"),
         ({"targets": ["a"]}, "an override needs `weights`, `activations` or `keep`"),
-        ({"targets": ["a"], "weights": {"bits": 1}}, "greater than or equal to 2"),
+        ({"targets": ["a"], "weights": {"bits": 1}}, "should be at least 2"),
         ({"targets": ["a"], "bits": 4}, "Extra inputs are not permitted"),
     ],
 )
