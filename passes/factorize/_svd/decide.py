@@ -38,6 +38,8 @@ def decide(program: Program, options: SvdOptions, context: Context) -> SvdDecisi
     if options.budget is not None:
         need_scipy("factorize.svd")
     layers, declined = find_layers(program, options)
+    if not layers:
+        return SvdDecision(declined=declined)
     given = given_ranks(layers, options)
     state = program.state()
     if context.planning or any(state[layer.weight.tensor].is_meta for layer in layers):

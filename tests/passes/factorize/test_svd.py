@@ -287,6 +287,12 @@ def test_budgets_that_cannot_be_met_say_what_can():
     assert cost(result.program).parameters <= least
 
 
+def test_layers_that_cannot_be_written_as_two_say_why():
+    result = apply(Svd, MODELS["mixed"]()[0], {"targets": ["depthwise"], "budget": {"macs": "1%"}})
+    assert result.decision.layers == ()
+    assert result.reasons()["depthwise"] == "it is a convolution in 6 groups"
+
+
 def test_other_errors():
     with pytest.raises(SelectorError, match="`nothing` in `ranks` matches no selected layer"):
         svd("mixed", rank=2, ranks={"nothing": 2})
