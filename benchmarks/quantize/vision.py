@@ -45,12 +45,12 @@ HEADER: Final = (
 REMARKS: Final = {
     1: "Rows were measured one or a few at a time, beside other work. Those of MobileNetV2 and "
     "EfficientNet-B0 in ExecuTorch were measured again after its programs got the fixed batch that "
-    "the peers' have, and EfficientNet-B0 in OpenVINO after its products took their zero points as "
-    "constants (0.96 here, 0.99 in another run). Inductor's MobileNetV2 makes the same calls as "
-    "its peer, scales aside: 0.99 in another run. ViT-B/16 has its classifier in float (30.0 dB "
-    "with it in integers), and was not measured in ExecuTorch.",
-    16: "Measured once, beside other work; ResNet-50 was not. The 0.89 of MobileNetV2 in "
-    "onnxruntime has not been looked into.",
+    "the peers' have. Other runs, beside more work, gave 0.96 and 0.99 (EfficientNet-B0 in "
+    "OpenVINO), 0.97 and 0.99 (MobileNetV2 in inductor, which makes the same calls as its peer, "
+    "scales aside) and 0.97 (ViT-B/16 in OpenVINO). ViT-B/16 has its classifier in float (30.0 dB "
+    "with it in integers).",
+    16: "Earlier runs beside other jobs gave 0.89 (MobileNetV2 in onnxruntime, 6 repeats) and 0.89 "
+    "(ResNet-50 in OpenVINO, 5 repeats).",
 }
 
 
