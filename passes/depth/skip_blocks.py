@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves
 from fxcompress.rewrite.edits import Declined
-from fxcompress.spec.units import Amount, Count
+from passes._budget import CostBudget
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -16,25 +16,6 @@ if TYPE_CHECKING:
     from fxcompress.rewrite import GraphRewriter
 
 __all__ = ["SkipBlocks"]
-
-
-class SkipBudget(Options):
-    """The most that the result may cost; a percentage is a share of what is there now."""
-
-    parameters: Count | None = Field(default=None, description="Number of parameters.")
-    macs: Count | None = Field(default=None, description="Multiply-accumulates of one sample.")
-
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not self.costs:
-            raise ValueError("needs parameters or macs")
-        return self
-
-    @property
-    def costs(self) -> dict[str, Amount]:
-        """The limits by name."""
-        named = {"parameters": self.parameters, "macs": self.macs}
-        return {name: amount for name, amount in named.items() if amount is not None}
 
 
 class SkipBlocksOptions(Options):
@@ -51,7 +32,7 @@ class SkipBlocksOptions(Options):
     ratio: float | None = Field(
         default=None, gt=0, lt=1, description="Which part of the blocks to skip, rounded down."
     )
-    budget: SkipBudget | None = Field(
+    budget: CostBudget | None = Field(
         default=None,
         description="What the model may cost: as few blocks as that takes are skipped.",
     )

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves, Selection
 from fxcompress.rewrite.edits import Declined
-from fxcompress.spec.units import Amount, Count, Percent
+from fxcompress.spec.units import Percent
+from passes._budget import CostBudget
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -16,25 +17,6 @@ if TYPE_CHECKING:
     from fxcompress.rewrite import GraphRewriter
 
 __all__ = ["Svd"]
-
-
-class SvdBudget(Options):
-    """The most that the result may cost; a percentage is a share of what is there now."""
-
-    parameters: Count | None = Field(default=None, description="Number of parameters.")
-    macs: Count | None = Field(default=None, description="Multiply-accumulates of one sample.")
-
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not self.costs:
-            raise ValueError("needs parameters or macs")
-        return self
-
-    @property
-    def costs(self) -> dict[str, Amount]:
-        """The limits by name."""
-        named = {"parameters": self.parameters, "macs": self.macs}
-        return {name: amount for name, amount in named.items() if amount is not None}
 
 
 class SvdOptions(Selection):
@@ -50,7 +32,7 @@ class SvdOptions(Selection):
     energy: Percent | None = Field(
         default=None, description="Which part of the energy of its outputs a layer keeps at least."
     )
-    budget: SvdBudget | None = Field(
+    budget: CostBudget | None = Field(
         default=None, description="What the model may cost; ranks are chosen to lose least."
     )
     whiten: Literal["none", "scale", "inputs"] = Field(
