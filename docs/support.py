@@ -6,9 +6,9 @@ fresh process by its runtime, compared, and its kernels are counted there.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -211,11 +211,14 @@ def page(table: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(chosen: Sequence[str]) -> None:
+def main() -> None:
     """Measure the rows and columns asked for (all by default), and write the page and its data."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--row", action="append", choices=list(ROWS), metavar="ROW")
+    parser.add_argument("--column", action="append", choices=list(COLUMNS), metavar="COLUMN")
+    chosen = parser.parse_args()
     table = json.loads(DATA.read_text()) if DATA.exists() else {}
-    rows = [row for row in ROWS if row in chosen] or list(ROWS)
-    columns = [column for column in COLUMNS if column in chosen] or list(COLUMNS)
+    rows, columns = chosen.row or list(ROWS), chosen.column or list(COLUMNS)
     for row, column, found in measure(rows, columns):
         print(f"{row} | {column} | {found}", flush=True)
         table.setdefault(row, {})[column] = found
@@ -225,4 +228,4 @@ def main(chosen: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

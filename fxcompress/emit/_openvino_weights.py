@@ -126,8 +126,10 @@ class _Weight:
         if kind == "u4" and (points == _MIDDLE).all():
             # The top bit of each of the two in a byte.
             packed = np.frombuffer(self.integers.get_data().tobytes(), np.uint8) ^ 0x88
-            shape = self.integers.get_output_shape(0)
-            signed = ops.constant(openvino.Tensor(packed.view(np.int8), shape, openvino.Type.i4))
+            # A tensor made from the array would not keep the array alive.
+            tensor = openvino.Tensor(openvino.Type.i4, self.integers.get_output_shape(0))
+            tensor.data.view(np.uint8).reshape(-1)[:] = packed
+            signed = ops.constant(tensor)
             signed.set_friendly_name(name)
             return signed, None
         made = ops.constant(points, self.integers.get_output_element_type(0))

@@ -48,6 +48,16 @@ def kinds(model: Any) -> Counter[str]:
     )
 
 
+def integers(model: Any) -> list[Any]:
+    """Return the bytes of the constants of four bits."""
+    return [
+        np.frombuffer(node.get_data().tobytes(), np.uint8)
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "Constant"
+        and node.get_output_element_type(0).get_type_name() in ("u4", "i4")
+    ]
+
+
 def run(model: Any) -> Any:
     settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     return openvino.Core().compile_model(model, "CPU", settings)([X])[0]
@@ -80,6 +90,16 @@ def test_four_bits_around_the_middle_are_signed() -> None:
     write_weights(model)
     assert kinds(model) == Counter({"i4": 1, "f16": 1})
     assert np.abs(run(model) - wanted).max() < 2e-3 * np.abs(wanted).max()
+
+
+def test_signed_integers_outlive_what_they_were_made_from() -> None:
+    model = read("u4", middle=8)
+    (before,) = (constant for constant in integers(model) if constant.size == 256)
+    write_weights(model)
+    # What was freed is written over.
+    junk = [np.full(size, 85, np.uint8) for size in (256, 512) for _ in range(2000)]
+    (after,) = integers(model)
+    assert junk and np.array_equal(before ^ 0x88, after)
 
 
 def test_a_product_of_integers_is_left_alone() -> None:
