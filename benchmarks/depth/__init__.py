@@ -1,0 +1,1 @@
+"""What is left of models with fewer blocks, or with shared ones."""
