@@ -5,11 +5,14 @@ They have shapes only: a translation table turns each into operators of the runt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fxcompress.emit._shape_ops import shape_ops
 
 __all__ = ["dynamic_ops"]
 
@@ -37,19 +40,13 @@ def dynamic_ops() -> Any:
 
 @cache
 def _library() -> Any:
-    """Register the operators; they are gone with the object that this keeps."""
-    made: Any = torch.library
-    library = made.Library("fxcompress", "FRAGMENT")
-    shapes = {
+    shapes: dict[str, Callable[..., Any]] = {
         "dynamic_quantize": _quantize,
         "dynamic_linear": _linear,
         "dynamic_conv": _conv,
         "stored_recurrence": _recurrence,
     }
-    for name, schema in _SCHEMAS.items():
-        library.define(f"{name}{schema}")
-        made.register_fake(f"fxcompress::{name}", shapes[name], lib=library)
-    return library
+    return shape_ops({name: (schema, shapes[name]) for name, schema in _SCHEMAS.items()})
 
 
 def _quantize(

@@ -1,6 +1,6 @@
 """Operators that stand for a pair of quantize and dequantize of 8-bit floats in an exported graph.
 
-They have shapes only: `onnx_translations` turns each into ONNX's own.
+`onnx_translations` turns each into ONNX's own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from fxcompress.emit._shape_ops import shape_ops
 
 __all__ = ["float8_ops", "onnx_translations"]
 
@@ -26,14 +28,11 @@ def float8_ops() -> Any:
 
 @cache
 def _library() -> Any:
-    """Register the operators; they are gone with the object that this keeps."""
-    made: Any = torch.library
-    library = made.Library("fxcompress", "FRAGMENT")
-    library.define("float8_quantize(Tensor x, Tensor scale, int axis, bool e5m2) -> Tensor")
-    library.define("float8_dequantize(Tensor q, Tensor scale, int axis) -> Tensor")
-    made.register_fake("fxcompress::float8_quantize", _quantize, lib=library)
-    made.register_fake("fxcompress::float8_dequantize", _dequantize, lib=library)
-    return library
+    rounds = "(Tensor x, Tensor scale, int axis, bool e5m2) -> Tensor"
+    back = "(Tensor q, Tensor scale, int axis) -> Tensor"
+    return shape_ops(
+        {"float8_quantize": (rounds, _quantize), "float8_dequantize": (back, _dequantize)}
+    )
 
 
 def _quantize(x: Tensor, scale: Tensor, axis: int, e5m2: bool) -> Tensor:

@@ -15,14 +15,19 @@ BUCKETS: Final = 256
 """Columns of the counts that are compared first; tokens that share one only raise the bound."""
 
 
-def rouge_l(one: Sequence[Hashable], other: Sequence[Hashable]) -> float:
+def rouge_l(one: Sequence[Hashable], other: Sequence[Hashable], least: float = 0.0) -> float:
     """Return the F1 of the longest common subsequence, 2 · LCS / (m + n), from 0 to 1.
 
     Lin, 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3, with beta 1.
-    Two empty sequences are alike.
+    Two empty sequences are alike. Values below `least` may come back as 0, which spares most
+    subsequences.
     """
     total = len(one) + len(other)
-    return 2 * _common(one, other) / total if total else 1.0
+    if total == 0:
+        return 1.0
+    if 2 * (Counter(one) & Counter(other)).total() < least * total:
+        return 0.0  # a common subsequence is no longer than what the bags of tokens share
+    return 2 * _common(one, other) / total
 
 
 class Distinct:

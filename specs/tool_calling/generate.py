@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from fxcompress.train.rouge import rouge_l
+
 SIZES = {"eval": 500, "calibration": 250, "train": 4250}
 LONGEST = 60
 """Characters of a question."""
@@ -159,27 +161,6 @@ class Filter:
 def split_words(text: str) -> list[str]:
     """Split a text into numbers, words and signs."""
     return re.findall(r"\d+|[a-z]+|[^\sa-z\d]", text.lower())
-
-
-def rouge_l(one: Sequence[str], other: Sequence[str], least: float = 0.0) -> float:
-    """Return ROUGE-L: F1 of the longest common subsequence (Lin, 2004, section 3, beta 1).
-
-    Values below `least` may come back as 0, which spares most subsequences.
-    """
-    total = len(one) + len(other)
-    if total == 0:
-        return 1.0
-    if 2 * sum((Counter(one) & Counter(other)).values()) < least * total:
-        return 0.0  # a common subsequence is no longer than what the bags of words share
-    lengths = [0] * (len(other) + 1)
-    for word in one:
-        diagonal = 0
-        for place, candidate in enumerate(other, 1):
-            above = lengths[place]
-            longest = max(above, lengths[place - 1])
-            lengths[place] = diagonal + 1 if word == candidate else longest
-            diagonal = above
-    return 2 * lengths[-1] / total
 
 
 def pair(dialogue: Dialogue) -> tuple[int, int]:

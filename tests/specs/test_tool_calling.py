@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fxcompress.api import prepare
 from fxcompress.spec import Spec
+from fxcompress.train.rouge import rouge_l
 from tests.specs.examples import SPECS, load
 
 HERE = "tool_calling"
@@ -93,7 +94,7 @@ class TestGenerator:
         for one, other in (draw.sample(questions, 2) for _ in range(2000)):
             words, others = generate.split_words(one), generate.split_words(other)
             if set(words) & set(others) & {word for word in words if word.isdigit()}:
-                assert generate.rouge_l(words, others) < generate.NEAR
+                assert rouge_l(words, others) < generate.NEAR
 
     def test_a_seed_always_writes_the_same(self) -> None:
         again = load(f"{HERE}/generate.py").dialogues(1200, 1)[0]
@@ -142,25 +143,6 @@ class TestFilter:
         assert keep(talk(story.format(8, 12), "calculator(8,'+',12)", "20")) == "duplicate"
         assert keep(talk(story.format(8, 13), "calculator(8,'+',13)", "21")) == "near duplicate"
         assert keep(talk(story.format(9, 13), "calculator(9,'+',13)", "22")) is None
-
-
-class TestRougeL:
-    def test_known_values(self) -> None:
-        rouge_l = module("generate").rouge_l
-        assert rouge_l("police killed the gunman".split(), "police kill the gunman".split()) == 0.75
-        assert rouge_l("ab", "ba") == 0.5
-        assert rouge_l("", "") == 1
-        assert rouge_l("ab", "") == 0
-
-    @given(st.text("abc", max_size=8), st.text("abc", max_size=8), st.floats(0, 1))
-    def test_it_is_symmetric_and_the_shortcut_loses_nothing(
-        self, one: str, other: str, least: float
-    ) -> None:
-        rouge_l = module("generate").rouge_l
-        exact = rouge_l(one, other)
-        assert 0 <= exact <= 1
-        assert exact == rouge_l(other, one)
-        assert (rouge_l(one, other, least) >= least) == (exact >= least)
 
 
 class TestTokens:

@@ -95,6 +95,7 @@ class TestRougeL:
         found = rouge_l(one, other)
         assert 0 <= found <= 1
         assert found == rouge_l(other, one)
+        assert (rouge_l(one, other, 0.7) >= 0.7) == (found >= 0.7)
         assert (found == 1) == (one == other)
 
     @given(st.lists(st.text("abcd", min_size=1, max_size=6), max_size=12), st.floats(0.2, 1))

@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxcompress.errors import DataError, UsageError
 from fxcompress.train.loss_config import Taps
 from fxcompress.train.losses._outcome import Outcome, Total
-from fxcompress.train.losses._rows import attention_mask, labels_or_none, wide
+from fxcompress.train.losses._rows import attention_mask, labels_or_none, unit, wide
 from fxcompress.train.metrics import IGNORED
 
 __all__ = [
     "Shapes",
     "as_maps",
+    "channels",
+    "embedded",
     "embeddings",
     "mean_over_taps",
     "places",
-    "pooled",
     "rows_counted",
-    "samples_counted",
     "tap_names",
     "tapped",
 ]
@@ -165,3 +165,26 @@ def pooled(outcome: Outcome, tap: Tensor) -> Tensor:
         return maps.mean(2)
     counted = kept.sum(1, keepdim=True).clamp(min=1)
     return torch.where(kept[:, None], maps, 0.0).sum(2) / counted
+
+
+def embedded(
+    outcome: Outcome, taps: tuple[Tensor, Tensor], heads: tuple[nn.Module, nn.Module]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return both sides averaged over places, through their heads, of length 1, and who counts.
+
+    Returns:
+        Two of `[samples, dim]`, of the samples of which something counts, and which of the batch
+        these are, `[batch]`; None where all are.
+    """
+    kept = samples_counted(outcome, *taps)
+    rows = (pooled(outcome, tap) for tap in taps)
+    ours, theirs = (
+        unit(head(each if kept is None else each[kept]))
+        for head, each in zip(heads, rows, strict=True)
+    )
+    return ours, theirs, kept
+
+
+def channels(shape: Sequence[int]) -> int:
+    """Return the size of a tap's channels: the second of maps, the last of tokens and rows."""
+    return shape[1] if len(shape) > 3 else shape[-1]

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from fxcompress.errors import UsageError
 from fxcompress.train import loss_config as config
 from fxcompress.train.losses._outcome import Outcome, Total
-from fxcompress.train.losses._rows import labels_of, unit
+from fxcompress.train.losses._rows import labels_of
 from fxcompress.train.losses._taps import (
     Shapes,
+    channels,
+    embedded,
     mean_over_taps,
-    pooled,
-    samples_counted,
     tap_names,
     tapped,
 )
@@ -39,8 +39,7 @@ class ContrastiveHeads(nn.Module):
         self.names = tap_names(options, list(shapes))
         for name in self.names:
             for heads, shape in zip((self.ours, self.theirs), shapes[name], strict=True):
-                width = shape[1] if len(shape) > 3 else shape[-1]
-                heads.append(nn.Linear(width, options.dim))
+                heads.append(nn.Linear(channels(shape), options.dim))
 
     def forward(self, options: config.Crd, outcome: Outcome, progress: float) -> Total:
         """Return the sum over samples, and their number."""
@@ -51,15 +50,7 @@ class ContrastiveHeads(nn.Module):
                 raise UsageError(
                     f"the loss crd was built for a tap {name} that is not there", where=name
                 )
-            ours, theirs = found[name]
-            kept = samples_counted(outcome, ours, theirs)
-            s, t = (
-                unit(head(each if kept is None else each[kept]))
-                for head, each in (
-                    (own, pooled(outcome, ours)),
-                    (other, pooled(outcome, theirs)),
-                )
-            )
+            s, t, kept = embedded(outcome, found[name], (own, other))
             scores = s @ t.T / options.temperature
             scores = scores.masked_fill(self._left_out(options, outcome, kept, scores), -1e30)
             each = scores.logsumexp(0) + scores.logsumexp(1) - 2 * scores.diagonal()

@@ -14,9 +14,9 @@ from fxcompress.train.losses._outcome import Outcome, Total
 from fxcompress.train.losses._rows import unit
 from fxcompress.train.losses._taps import (
     Shapes,
+    channels,
+    embedded,
     mean_over_taps,
-    pooled,
-    samples_counted,
     tap_names,
     tapped,
 )
@@ -45,8 +45,7 @@ class ContrastiveMemory(nn.Module):
         self.sides = nn.ModuleList()
         for name in self.names:
             for shape in shapes[name]:
-                width = shape[1] if len(shape) > 3 else shape[-1]
-                self.sides.append(_Side(width, options))
+                self.sides.append(_Side(channels(shape), options))
 
     def forward(self, options: config.Crd, outcome: Outcome, progress: float) -> Total:
         """Return the sum over samples, and their number.
@@ -65,14 +64,9 @@ class ContrastiveMemory(nn.Module):
         totals: list[Total] = []
         for place, name in enumerate(self.names):
             own, other = cast(tuple[_Side, _Side], tuple(self.sides[2 * place : 2 * place + 2]))
-            ours, theirs = found[name]
-            kept = samples_counted(outcome, ours, theirs)
-            index = _index(outcome, samples, len(ours))
+            s, t, kept = embedded(outcome, found[name], (own.head, other.head))
+            index = _index(outcome, samples, len(found[name][0]))
             index = index if kept is None else index[kept]
-            s, t = (
-                unit(side.head(each if kept is None else each[kept]))
-                for side, each in ((own, pooled(outcome, ours)), (other, pooled(outcome, theirs)))
-            )
             drawn = torch.randint(samples, (len(index), options.count)).to(index.device)
             rows = torch.cat([index[:, None], drawn], 1)
             each = other.contrast(s, rows, options) + own.contrast(t, rows, options)
