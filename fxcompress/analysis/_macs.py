@@ -5,6 +5,7 @@ A rule takes a node and its operands' traced values and returns MACs; it agrees 
 which it does not know). Ops of the op table without a rule multiply no matrices and cost none.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from fxcompress.analysis._sizes import Expr, elements, product, size
+from fxcompress.nn import Experts
 
 __all__ = ["RULES", "macs"]
 
@@ -81,6 +83,13 @@ def _grouped_matmul(node: fx.Node, module: nn.Module | None) -> Expr:
     # [rows, k] × [groups, k, n]: each row meets the matrix of its group
     left, right = _operand(node, 0, "mat_a"), _operand(node, 1, "mat_b")
     return elements(left) * size(right.shape[-1])
+
+
+def _experts(node: fx.Node, module: nn.Module | None) -> Expr:
+    # Each choice of an expert is a token through all of its matrices.
+    assert isinstance(module, Experts)
+    indices = _operand(node, 2, "indices")
+    return elements(indices) * sum(math.prod(m.shape[1:]) for m in module.matrices())
 
 
 def _einsum(node: fx.Node, module: nn.Module | None) -> Expr:
@@ -153,6 +162,7 @@ RULES: Mapping[str, Rule] = {
     "addmv": _added_matmul,
     "einsum": _einsum,
     "grouped_mm": _grouped_matmul,
+    "experts": _experts,
     "sdpa": _attention,
     "lstm": _recurrent,
     "gru": _recurrent,

@@ -75,11 +75,11 @@ class MaskedReference(fx.Interpreter):
         spans = self._analysis.spans.get(n, ())
         if any(axis in self._keep for term in spans for axis in axes_of(term)):
             return self._compact(n)
-        run = self._recurrent if op_name(n) in _RECURRENT else super().run_node
+        run = self._with_own_axes if op_name(n) in _OWN_AXES else super().run_node
         return self._masked(run(n), self._analysis.nested_terms(n))
 
-    def _recurrent(self, n: fx.Node) -> Any:
-        """Run a recurrent layer without what is removed, which would feed the next step."""
+    def _with_own_axes(self, n: fx.Node) -> Any:
+        """Run a layer without what is removed inside it: a hidden state or width."""
         module = self.fetch_attr(str(n.target))
         weights = {
             name: self._masked(tensor, self._analysis.places(f"{n.target}.{name}"))
@@ -250,5 +250,5 @@ def _gap(wanted: Any, got: Any) -> float:
     return gap / scale
 
 
-_RECURRENT = frozenset({"lstm", "gru", "rnn"})
+_OWN_AXES = frozenset({"experts", "gru", "lstm", "rnn"})
 _NORMS = frozenset({"layer_norm", "rms_norm", "group_norm"})

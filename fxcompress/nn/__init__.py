@@ -11,6 +11,8 @@ from fxcompress._lazy import lazy_exports
 if TYPE_CHECKING:
     from fxcompress.nn.binarize import Binarize as Binarize
     from fxcompress.nn.dynamic_quantize import DynamicQuantize as DynamicQuantize
+    from fxcompress.nn.exits import Exit as Exit
+    from fxcompress.nn.experts import Experts as Experts
     from fxcompress.nn.fake_quantize import FakeQuantize as FakeQuantize
     from fxcompress.nn.fake_quantize import affine_parameters as affine_parameters
     from fxcompress.nn.float_quantize import FloatQuantize as FloatQuantize
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from fxcompress.nn.recurrent import OperandLSTM as OperandLSTM
     from fxcompress.nn.recurrent import OperandRNN as OperandRNN
     from fxcompress.nn.recurrent import take_weights_as_operands as take_weights_as_operands
+    from fxcompress.nn.stochastic import LayerDrop as LayerDrop
     from fxcompress.nn.stochastic import StochasticDepth as StochasticDepth
     from fxcompress.nn.stochastic import TrainingSwitch as TrainingSwitch
     from fxcompress.nn.tap import Tap as Tap
@@ -38,8 +41,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "Binarize": "binarize",
         "DynamicQuantize": "dynamic_quantize",
+        "Experts": "experts",
+        "Exit": "exits",
         "FakeQuantize": "fake_quantize",
         "FloatQuantize": "float_quantize",
+        "LayerDrop": "stochastic",
         "Mask": "mask",
         "OperandConv1d": "operand",
         "OperandConv2d": "operand",

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["StochasticDepth", "TrainingSwitch"]
+__all__ = ["LayerDrop", "StochasticDepth", "TrainingSwitch"]
 
 
 class StochasticDepth(nn.Module):
@@ -52,6 +52,39 @@ class StochasticDepth(nn.Module):
     def extra_repr(self) -> str:
         """Return the arguments."""
         return f"p={self.p}, mode={self.mode!r}, scale={self.scale}, noise={self.noise!r}"
+
+
+class LayerDrop(nn.Module):
+    """Let what a block reads stand for what it makes, at random while training.
+
+    In evaluation, and for what is kept, the block's result passes unchanged: nothing is scaled.
+    Source: Fan et al., Reducing Transformer Depth on Demand with Structured Dropout, 2019
+    (arXiv:1909.11556, section 3).
+
+    Args:
+        p: Probability that a block is passed by.
+        mode: `row` draws for every sample, `batch` once for all.
+    """
+
+    def __init__(self, p: float = 0.0, mode: Literal["row", "batch"] = "batch") -> None:
+        super().__init__()
+        self.p, self.mode = p, mode
+
+    def forward(self, input: Tensor, other: Tensor) -> Tensor:
+        """Return `other`, what the block makes, or while training `input` instead, what it reads.
+
+        Both are `[batch, …]` and of one shape.
+        """
+        if not self.training or self.p == 0.0:
+            return other
+        rows = input.shape[0] if self.mode == "row" else 1
+        shape = (rows,) + (1,) * (input.dim() - 1)
+        passed = torch.rand(shape, device=input.device) < self.p
+        return torch.where(passed, input, other)
+
+    def extra_repr(self) -> str:
+        """Return the arguments."""
+        return f"p={self.p}, mode={self.mode!r}"
 
 
 class TrainingSwitch(nn.Module):

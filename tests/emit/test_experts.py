@@ -1,15 +1,19 @@
 """Mixtures of experts in files: each token still costs only its own experts."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fxcompress._torchvision import declare_operators
-from fxcompress.emit import emit
+from fxcompress.emit import _source, emit
 from fxcompress.emit._grouped import name_products, write_products_out
 from fxcompress.emit._plain import plain_program
 from fxcompress.ir import capture
+from fxcompress.nn import Experts
+from fxcompress.nn.experts import ACTIVATIONS, GATES
 
 COMMON = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 24,
@@ -86,6 +90,47 @@ def test_written_out_they_are_the_same(ids):
     assert targets.isdisjoint({"_grouped_mm", "grouped_mm", "histc"})
     for got, want in zip(graph(rows, ids), wanted, strict=True):
         torch.testing.assert_close(got, want)
+
+
+class Routed(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.router = nn.Linear(6, 4)
+        self.experts = Experts(4, 6, 5, **settings)
+
+    def forward(self, x):
+        weights, indices = self.router(x).softmax(-1).topk(2, -1)
+        return x + self.experts(x, weights, indices)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"activation": "gelu_tanh"}, id="gated", marks=pytest.mark.slow),
+        pytest.param({"activation": "relu", "gated": False, "biases": ("up", "down")}, id="plain"),
+    ],
+)
+def test_the_leaf_is_written_in_every_format(settings, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"x": {0: "batch", 1: "seq"}}
+    program = capture(Routed(**settings), (torch.randn(2, 5, 6),), dynamic=sizes)
+    emit(program, tmp_path, ["pt2", "python", "onnx", "openvino"])
+    source = (tmp_path / "model.py").read_text()
+    assert "fxcompress" not in source.partition('"""')[2].partition('"""')[2]
+    assert "self.experts = Experts(" in source
+
+
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, *GATES])
+def test_the_source_s_copy_of_the_leaf_computes_the_same(activation):
+    template = Path(_source.__file__).parent / "templates" / "Experts.jinja"
+    names = {"torch": torch, "F": F, "nn": nn, "Tensor": torch.Tensor}
+    exec(template.read_text(), names)
+    biases = ("gate", "up", "down")
+    module = Experts(3, 6, 5, activation, biases=biases)
+    copy = names["Experts"](3, 6, 5, activation, biases=biases)
+    copy.load_state_dict(module.state_dict())
+    routed = torch.randn(4, 6), torch.rand(4, 2), torch.tensor([[0, 2], [2, 0], [2, 2], [0, 0]])
+    assert torch.equal(copy(*routed), module(*routed))
 
 
 def test_python_calls_torch_s_own():

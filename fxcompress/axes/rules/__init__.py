@@ -16,6 +16,7 @@ from fxcompress.axes._site import Rule
 from fxcompress.axes.rules import (
     create,
     elementwise,
+    experts,
     index,
     linear,
     lookup,
@@ -36,6 +37,7 @@ _OURS: dict[str, Rule] = {
         elementwise,
         linear,
         products,
+        experts,
         shape,
         parts,
         index,

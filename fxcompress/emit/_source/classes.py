@@ -20,9 +20,9 @@ from fxcompress.ir.signature import Signature
 __all__ = ["ClassSource", "write_classes"]
 
 _TAKEN: Final = frozenset(
-    {"Any", "DynamicQuantize", "FakeQuantize", "Float8Rounding", "Float8Weight", "Int8Conv1d",
-     "Int8Conv2d", "Int8Conv3d", "Int8Linear", "IntegerWeight", "Iterator", "PackedWeight",
-     "Parameter", "Path", "RoundedRecurrent", "Signs", "StochasticDepth", "Tensor",
+    {"Any", "DynamicQuantize", "Experts", "FakeQuantize", "Float8Rounding", "Float8Weight",
+     "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear", "IntegerWeight", "Iterator",
+     "PackedWeight", "Parameter", "Path", "RoundedRecurrent", "Signs", "StochasticDepth", "Tensor",
      "TrainingSwitch", "OrderedDict"}
 )  # fmt: skip
 # Places of modules that leaves were given; a child's own name has neither dot nor bracket.

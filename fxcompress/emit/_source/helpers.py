@@ -14,6 +14,7 @@ from fxcompress.emit._integers import IntegerWeight, PackedWeight
 from fxcompress.emit._levels import BinaryWeight, Float8Rounding, Float8Weight, Signs
 from fxcompress.nn import (
     DynamicQuantize,
+    Experts,
     FakeQuantize,
     OperandConv1d,
     OperandConv2d,
@@ -175,6 +176,18 @@ def _stochastic(module: StochasticDepth) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names}
 
 
+def _experts(module: Experts) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "experts": module.experts,
+        "width": module.width,
+        "hidden": module.hidden,
+        "activation": module.activation,
+    }
+    if not module.gated:
+        arguments["gated"] = False
+    return {**arguments, "biases": module.biases} if module.biases else arguments
+
+
 HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     IntegerConv1d: Helper("Int8Conv1d", _conv),
     IntegerConv2d: Helper("Int8Conv2d", _conv),
@@ -188,6 +201,7 @@ HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     Float8Rounding: Helper("Float8Rounding", _float8_rounding),
     Signs: Helper("Signs", _no_arguments),
     DynamicQuantize: Helper("DynamicQuantize", _dynamic),
+    Experts: Helper("Experts", _experts),
     OperandGRU: Helper("RoundedRecurrent", _recurrent),
     OperandLSTM: Helper("RoundedRecurrent", _recurrent),
     OperandRNN: Helper("RoundedRecurrent", _recurrent),

@@ -14,7 +14,7 @@ from fxcompress.emit._source.layout import space_slices, wrap
 __all__ = ["render"]
 
 _HELPERS: Final = (
-    "DynamicQuantize", "FakeQuantize", "Float8Rounding", "Float8Weight", "Int8Conv1d",
+    "DynamicQuantize", "Experts", "FakeQuantize", "Float8Rounding", "Float8Weight", "Int8Conv1d",
     "Int8Conv2d", "Int8Conv3d", "Int8Linear", "IntegerWeight", "PackedWeight", "RoundedRecurrent",
     "Signs", "StochasticDepth",
 )  # fmt: skip

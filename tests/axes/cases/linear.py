@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from fxcompress.nn import Experts
 from tests.axes.support import Built, Case, Net, Sizes, case, tokens
 
 __all__ = ["CASES"]
@@ -74,6 +75,15 @@ def _between(s: Sizes, compute: Any, back: int = 0, **parts: Any) -> Built:
         up=nn.Linear(s.a, s.b), down=nn.Linear(back or s.c, 3), **parts,
     )  # fmt: skip
     return net, (torch.randn(3, 5, s.a),)
+
+
+def _mixture(s: Sizes, **settings: Any) -> Built:
+    def compute(m: Any, x: Tensor) -> Tensor:
+        weights, indices = m.router(x).softmax(-1).topk(2, -1)
+        return m.experts(x, weights, indices)
+
+    parts = {"router": nn.Linear(s.b, 4), "experts": Experts(4, s.b, s.c, **settings)}
+    return _between(s, compute, back=s.b, **parts)
 
 
 def _bilinear(s: Sizes) -> Built:
@@ -154,6 +164,11 @@ CASES: tuple[Case, ...] = (
         s, lambda m, x: torch.tensordot(x, m.w, 1), w=weight(s.b, s.c))),
     case("tensordot", lambda s: _between(
         s, lambda m, x: torch.tensordot(x, m.w, ([2], [1])), w=weight(s.c, s.b)), "named"),
+    case("experts", _mixture),
+    case("experts", lambda s: _mixture(
+        s, activation="sigmoid", gated=False, biases=("up", "down")), "no gate"),
+    case("experts", lambda s: _mixture(
+        s, activation="clamped_swiglu", biases=("gate", "up")), "clamped"),
     case("weight_norm", _weight_norm),
     case("weight_norm", lambda s: _weight_norm(s, dim=1), "columns"),
 )  # fmt: skip
