@@ -12,9 +12,12 @@ from passes.depth.share_layers import ShareLayers
 from passes.depth.skip_blocks import SkipBlocks
 from passes.distill.prompt import Prompt
 from passes.distill.student import Student
+from passes.factorize.cp import Cp
+from passes.factorize.depthwise import Depthwise
 from passes.factorize.lora import Lora
 from passes.factorize.lora_merge import LoraMerge
 from passes.factorize.svd import Svd
+from passes.factorize.tucker import Tucker
 from passes.prune.burn_in import BurnIn
 from passes.prune.channels import Channels
 from passes.prune.n_m import NM
@@ -216,6 +219,24 @@ def test_svd(golden_graph):
     options = {"rank": 2, "whiten": "none", "types": ["conv2d", "linear"]}
     # Hashed again: the last digits of a decomposition are the machine's.
     golden_graph(hash_weights_(apply(Svd, resnet(), options).program))
+
+
+@pytest.mark.golden("passes/factorize/tucker")
+def test_tucker(golden_graph):
+    # Hashed again, as of svd.
+    golden_graph(hash_weights_(apply(Tucker, resnet(), {"ratio": 0.5}).program))
+
+
+@pytest.mark.golden("passes/factorize/cp")
+def test_cp(golden_graph):
+    options = {"rank": 3, "separable": True}
+    golden_graph(hash_weights_(apply(Cp, resnet(), options).program))
+
+
+@pytest.mark.golden("passes/factorize/depthwise")
+def test_depthwise(golden_graph):
+    options = {"multiplier": 1, "whiten": "none"}
+    golden_graph(hash_weights_(apply(Depthwise, resnet(), options).program))
 
 
 @pytest.mark.golden("passes/factorize/lora_merge")

@@ -15,7 +15,7 @@ from passes._layers.weights import Reader, Weight, find_weights
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
-    from passes.factorize.svd import SvdOptions
+    from fxcompress.pipeline.base import Selection
 
 __all__ = ["Layer", "find_layers"]
 
@@ -66,7 +66,7 @@ class Layer:
 
 
 def find_layers(
-    program: Program, options: SvdOptions
+    program: Program, options: Selection
 ) -> tuple[tuple[Layer, ...], tuple[Declined, ...]]:
     """Return the selected layers in graph order, and why others cannot be written as two.
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fxcompress.analysis.cost import cost
 from fxcompress.errors import SelectorError, UsageError
 from fxcompress.pipeline._close import did_you_mean
-from passes._choices.programme import Problem, solve
+from passes._choices.budget import Ladder, steps, within_budget
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -21,12 +19,6 @@ if TYPE_CHECKING:
     from passes.factorize.svd import SvdOptions
 
 __all__ = ["Cut", "break_even", "given_ranks", "share"]
-
-_CHOICES: Final = 24
-"""Ranks of each layer that a budget chooses from."""
-
-_GAP: Final = 1e-4
-"""How far from the least loss the solver may stop: spectra are known less well than that."""
 
 
 @dataclass(frozen=True)
@@ -101,28 +93,19 @@ def share(
     """
     assert options.budget is not None, "there is a budget"
     choices = [_choices(layer, options.round_to, given) for layer in layers]
-    costs = {
-        "parameters": [
-            [float(layer.parameters(rank)) for rank in row]
-            for layer, row in zip(layers, choices, strict=True)
-        ],
-        "macs": [
-            [float(layer.work(rank)) for rank in row]
-            for layer, row in zip(layers, choices, strict=True)
-        ],
-        "loss": [
-            [0.0 if rank is None else losses(layer, rank) for rank in row]
-            for layer, row in zip(layers, choices, strict=True)
-        ],
-    }
-    limits = _limits(program, layers, options, Problem(costs, "loss", {}))
-    picked = solve(Problem(costs, "loss", limits), gap=_GAP)
-    if picked is None:
-        raise UsageError(
-            "no ranks keep the budget",
-            reason="each limit alone can be met, all of them together cannot",
-            hint="raise one of them",
+    ladders = [
+        Ladder(
+            costs={
+                "parameters": [float(layer.parameters(rank)) for rank in row],
+                "macs": [float(layer.work(rank)) for rank in row],
+            },
+            losses=[0.0 if rank is None else losses(layer, rank) for rank in row],
+            whole={"parameters": layer.parameters(None), "macs": layer.macs},
         )
+        for layer, row in zip(layers, choices, strict=True)
+    ]
+    what = f"ranks of {options.round_to}"
+    picked = within_budget(program, ladders, options.budget, what)
     return {
         layer.path: row[place] for layer, row, place in zip(layers, choices, picked, strict=True)
     }
@@ -131,36 +114,4 @@ def share(
 def _choices(layer: Layer, multiple: int, given: Mapping[str, int]) -> list[int | None]:
     if layer.path in given:
         return [given[layer.path]]
-    most = break_even(layer, multiple) // multiple
-    steps = min(_CHOICES, most)
-    ranks = {max(1, round(most * (step + 1) / steps)) * multiple for step in range(steps)}
-    return [*sorted(ranks), None]
-
-
-def _limits(
-    program: Program, layers: Sequence[Layer], options: SvdOptions, problem: Problem
-) -> dict[str, float]:
-    """Return what the layers together may cost."""
-    assert options.budget is not None, "there is a budget"
-    whole = cost(program)
-    now = {"parameters": whole.parameters, "macs": whole.macs}
-    taken = {
-        "parameters": sum(layer.parameters(None) for layer in layers),
-        "macs": sum(layer.macs for layer in layers),
-    }
-    limits = {}
-    for name, amount in options.budget.costs.items():
-        rest = now[name] - taken[name]
-        limit = amount.of(now[name]) - rest
-        least = problem.least(name)
-        if least > limit:
-            reachable = math.ceil(least + rest)
-            raise UsageError(
-                f"{amount} of {name} cannot be met",
-                reason=f"the least that ranks of {options.round_to} reach is {reachable:,} "
-                f"({reachable / max(now[name], 1):.1%}); {rest:,} belong to nothing that is "
-                "selected",
-                hint=f"give at least {reachable}, or select more layers",
-            )
-        limits[name] = limit
-    return limits
+    return [*steps(break_even(layer, multiple), multiple), None]

@@ -1,0 +1,1 @@
+"""Convolutions as chains of thinner ones: what `tucker`, `cp` and `depthwise` have in common."""
