@@ -226,14 +226,12 @@ class Experts(nn.Module):
         if torch.compiler.is_compiling():
             return self._static_runs(rows, _counts(chosen, self.experts))
         if rows.is_meta or isinstance(rows, FakeTensor):
-            # Nobody knows the runs: types and costs are those of any.
-            lengths = [rows.shape[0], *[0] * (self.experts - 1)]
-        else:
-            counts = _counts(chosen, self.experts)
-            if self._is_grouped(rows):
-                return self._grouped(rows, counts)
-            lengths = counts.tolist()
-        runs = torch.split(rows, lengths)
+            # Nobody knows the runs: types and costs are those of any, such as one run of the first.
+            return self.apply_expert(0, rows)
+        counts = _counts(chosen, self.experts)
+        if self._is_grouped(rows):
+            return self._grouped(rows, counts)
+        runs = torch.split(rows, counts.tolist())
         return torch.cat(
             [self._one(run, *own) for run, own in zip(runs, self._each(), strict=True)]
         )

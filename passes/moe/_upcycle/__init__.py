@@ -1,0 +1,1 @@
+"""Feed-forward layers that become experts: found by structure, copied, routed."""
