@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fxcompress.rewrite import GraphRewriter
     from passes.tidy.fold_batchnorm import FoldBatchNormOptions
 
-__all__ = ["check_folded", "find_folds", "fold"]
+__all__ = ["check_folded", "find_folds", "fold", "scale_and_shift"]
 
 Side = Literal["previous", "next"]
 Refusal = tuple[str, tuple[fx.Node, ...]]
@@ -161,11 +161,11 @@ def _pads_zeros(layer: Any) -> bool:
 
 
 def _shift_is_zero(norm: nn.Module) -> bool:
-    _, shift = _scale_and_shift(norm)
+    _, shift = scale_and_shift(norm)
     return shift.device.type != "meta" and not bool(shift.any())
 
 
-def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """Return g and h of y = g·x + h, in float64."""
     mean, variance = norm.running_mean.double(), norm.running_var.double()
     scale = torch.rsqrt(variance + norm.eps)
@@ -186,7 +186,7 @@ def fold(rewriter: GraphRewriter, decided: Fold) -> None:
         return
     path = str(layer.target)
     module: Any = rewriter.get_module(path)
-    scale, shift = _scale_and_shift(rewriter.get_module(str(norm.target)))
+    scale, shift = scale_and_shift(rewriter.get_module(str(norm.target)))
     weight = rewriter.get_tensor(f"{path}.weight")
     bias = None if module.bias is None else rewriter.get_tensor(f"{path}.bias")
     if decided.into == "previous":
