@@ -44,6 +44,7 @@ HEAL: Final[dict[str, Any]] = {
 }
 SEEDS: Final = 3
 ORIGINAL: Final = "original"
+_MERGED: Final = {"differences": "merged", "mean": "averaged"}
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,14 @@ class Candidate:
         name: What the table calls it.
         share: How many per cent of the layers go.
         options: Of `depth.skip_blocks`, beside how many; empty where layers are merged.
+        formula: Of `depth.merge_layers`, where they are.
         seed: Of the run; only `random` depends on it.
     """
 
     name: str
     share: int
     options: Mapping[str, Any]
+    formula: str = ""
     seed: int = 0
 
     @property
@@ -97,11 +100,14 @@ def candidates() -> list[Candidate]:
     for share in SHARES:
         found.append(Candidate("block influence", share, {"criterion": "block_influence"}))
         found += [
-            Candidate(f"random, seed {seed}", share, {"criterion": "random"}, seed)
+            Candidate(f"random, seed {seed}", share, {"criterion": "random"}, seed=seed)
             for seed in range(SEEDS)
         ]
         found.append(Candidate("angular distance", share, {"criterion": "angular"}))
-        found.append(Candidate("the run of angular distance, merged", share, {}))
+        for formula in ("differences", "mean"):
+            found.append(
+                Candidate(f"the run of angular distance, {_MERGED[formula]}", share, {}, formula)
+            )
         found.append(Candidate("Taylor", share, {"criterion": "taylor"}))
         iterative = {"criterion": "block_influence", "iterative": True}
         found.append(Candidate("block influence, one after another", share, iterative))
@@ -148,7 +154,7 @@ class Bench:
             entry: dict[str, Any] = {"use": "depth.skip_blocks", "layers": gone}
         else:
             group = [min(gone) - 1, *gone]
-            entry = {"use": "depth.merge_layers", "groups": [group]}
+            entry = {"use": "depth.merge_layers", "groups": [group], "formula": candidate.formula}
         return self._apply(self.program, entry, candidate.seed), gone
 
     def heal(self, program: Program) -> tuple[float, float]:
@@ -281,8 +287,9 @@ def render(rows: Sequence[Row]) -> str:
         " heal; `–` was not run.",
         "",
         "Layers of one row are counted from 0. Merged: the run that angular distance chooses"
-        " becomes part of the layer before it, `depth.merge_layers`. Both shares of a criterion"
-        " that ranks once share its measurement, which the first pays.",
+        " becomes part of the layer before it, `depth.merge_layers` (averaged: with `formula:"
+        " mean`). Both shares of a criterion that ranks once share its measurement, which the first"
+        " pays.",
     ]
     for share in SHARES:
         count = LAYERS * share // 100

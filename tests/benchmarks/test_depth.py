@@ -21,6 +21,7 @@ def test_every_candidate_names_one_row_and_a_valid_pass() -> None:
         for place, each in enumerate(found)
     ]
     assert len(parse_steps(steps)) == len(found)
+    assert {each.formula for each in found if not each.options} == {"differences", "mean"}
     parse_steps([criteria.HEAL])
 
 
