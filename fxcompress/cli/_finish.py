@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fxcompress.errors import UsageError
+
 if TYPE_CHECKING:
     from fxcompress.analysis import Latency
     from fxcompress.api import Result
-    from fxcompress.emit import Artifact
+    from fxcompress.emit import Artifact, EmitOptions
     from fxcompress.ir import Program
     from fxcompress.spec import ConstraintResult, Figures, Spec
 
@@ -62,11 +64,34 @@ def emit_all(result: Result, spec: Spec, folder: Path) -> tuple[Artifact, ...]:
     stems = dict.fromkeys(item.stem for item in spec.emit)
     for stem in stems:
         items = [item for item in spec.emit if item.stem == stem]
-        said = {item.use: item.model_dump(exclude={"use", "stem"}) for item in items}
+        said = {item.use: item.model_dump(exclude={"use", "stem", "exits"}) for item in items}
         extra = {use: values for use, values in said.items() if values}
         options = EmitOptions.model_validate({"stem": stem, "seed": spec.seed, **extra})
         made.extend(result.emit(folder, [item.use for item in items], options=options))
+        if each := [item.use for item in items if item.exits]:
+            made.extend(_emit_exits(result.program, folder, each, options))
     return tuple(made)
+
+
+def _emit_exits(
+    program: Program, folder: Path, formats: Sequence[str], options: EmitOptions
+) -> Iterator[Artifact]:
+    """Write the model that always stops at an early exit, for each of them."""
+    from fxcompress.emit import emit
+    from fxcompress.rewrite import at_exit, early_exits
+    from fxcompress.train.joint.agree import main_place
+
+    exits = early_exits(program)
+    if not exits:
+        raise UsageError(
+            "there are no early exits to emit",
+            reason="`emit` says `exits: true`",
+            hint="put `use: depth.early_exit` among the passes, or take `exits` out",
+        )
+    place = main_place(program) or 0
+    for each in exits:
+        own = options.model_copy(update={"stem": f"{options.stem}.{each.name}"})
+        yield from emit(at_exit(program, each.name, place), folder, formats, options=own)
 
 
 def _figures(result: Result, spec: Spec) -> Figures:

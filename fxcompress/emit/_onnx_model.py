@@ -65,7 +65,8 @@ def onnx_model(
     _check_types(plain.module, target)
     lowered = lower_for(plain.module, target, activations) if job.quantized else None
     _keep_reshapes(plain.module)
-    exported = export_program(plain, job.program.dims, job.example)
+    branches = target == "onnxruntime"
+    exported = export_program(plain, job.program.dims, job.example, branches=branches)
     model = _translate(plain, exported.program, opset)
     _strip(model)
     _name_sizes(model, plain)

@@ -31,7 +31,7 @@ def write(job: Job) -> Written:
     plain = plain_program(job.program)
     form = job.options.pt2.quantized
     lowered = lower(plain.module, form) if job.quantized else None
-    exported = export_program(plain, job.program.dims, job.example)
+    exported = export_program(plain, job.program.dims, job.example, branches=True)
     # A file for other people must not carry a batch of the user's data.
     exported.program._example_inputs = None
     name = job.file("pt2")

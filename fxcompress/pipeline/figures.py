@@ -6,7 +6,7 @@ from typing import Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-__all__ = ["Figure", "Heatmap", "Ladder", "Rung"]
+__all__ = ["Curve", "Figure", "Heatmap", "Ladder", "Rung"]
 
 
 class Heatmap(BaseModel):
@@ -95,5 +95,29 @@ class Ladder(BaseModel):
         return self
 
 
-Figure: TypeAlias = Heatmap | Ladder
+class Curve(BaseModel):
+    """One quantity against another, as points joined by a line.
+
+    Attributes:
+        title: What it shows.
+        note: In a line.
+        x: What is measured along, 0 to 1 as shares are.
+        y: What is measured upwards.
+        points: `(x, y)`, in the order of x.
+        chosen: The point that was taken; None for none.
+        line: A value of y to compare with, drawn across; None for none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    note: str = ""
+    x: str
+    y: str
+    points: tuple[tuple[float, float], ...]
+    chosen: tuple[float, float] | None = None
+    line: float | None = None
+
+
+Figure: TypeAlias = Heatmap | Ladder | Curve
 """A picture of a report; fields tell which."""

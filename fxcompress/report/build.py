@@ -8,7 +8,7 @@ import torch
 
 from fxcompress.analysis import Cost, CostSummary, cost
 from fxcompress.ir import Program, op_name
-from fxcompress.pipeline.figures import Heatmap, Ladder
+from fxcompress.pipeline.figures import Curve, Heatmap, Ladder
 from fxcompress.pipeline.records import PassRecord, RunRecord
 from fxcompress.report._format import binary, exponent, metric, si, signed_percent
 from fxcompress.report._training import trainings
@@ -96,6 +96,7 @@ def build(
                 id=each.id,
                 heatmaps=tuple(f for f in each.figures if isinstance(f, Heatmap)),
                 ladders=tuple(f for f in each.figures if isinstance(f, Ladder)),
+                curves=tuple(f for f in each.figures if isinstance(f, Curve)),
             )
             for each in record.passes
             if each.figures
@@ -251,7 +252,7 @@ def _histograms(before: Program, after: Program) -> tuple[Histogram, ...]:
     return tuple(_histogram(name, old[name], new[name]) for name in changed if name in largest)
 
 
-_QUANTIZERS: Final = frozenset({"binarize", "fake_quant", "float_quant"})
+_QUANTIZERS: Final = frozenset({"binarize", "codebook", "fake_quant", "float_quant"})
 
 
 def _effective(program: Program) -> dict[str, torch.Tensor]:

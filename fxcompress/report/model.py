@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fxcompress.pipeline.figures import Heatmap, Ladder
+from fxcompress.pipeline.figures import Curve, Heatmap, Ladder
 
 __all__ = [
     "ArtifactRow",
@@ -132,6 +132,7 @@ class PassFigures(_Part):
     id: str
     heatmaps: tuple[Heatmap, ...] = ()
     ladders: tuple[Ladder, ...] = ()
+    curves: tuple[Curve, ...] = ()
 
 
 class UnionNode(_Part):

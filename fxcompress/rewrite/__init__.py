@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from fxcompress.rewrite.edits import SetModule as SetModule
     from fxcompress.rewrite.edits import SetTensor as SetTensor
     from fxcompress.rewrite.edits import SetTrainable as SetTrainable
+    from fxcompress.rewrite.exits import Early as Early
+    from fxcompress.rewrite.exits import at_exit as at_exit
+    from fxcompress.rewrite.exits import early_exits as early_exits
     from fxcompress.rewrite.masks import burn_masks as burn_masks
     from fxcompress.rewrite.masks import masked_tensors as masked_tensors
     from fxcompress.rewrite.masks import without_masks as without_masks
@@ -58,6 +61,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "shrink": "shrink",
         **dict.fromkeys(_ADAPTERS, "adapters"),
         **dict.fromkeys(_EDITS, "edits"),
+        **dict.fromkeys(("Early", "at_exit", "early_exits"), "exits"),
         **dict.fromkeys(("burn_masks", "masked_tensors", "without_masks"), "masks"),
         **dict.fromkeys(_PATTERNS, "patterns"),
         **dict.fromkeys(("Put", "insert_tap", "put_taps", "taps_of", "without_taps"), "taps"),

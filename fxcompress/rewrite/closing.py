@@ -15,7 +15,10 @@ from fxcompress.nn import Tap
 from fxcompress.rewrite.rewriter import GraphRewriter
 from fxcompress.rewrite.taps import taps_of
 
-__all__ = ["as_emitted"]
+__all__ = ["DROPS", "as_emitted"]
+
+DROPS: Final = "drops"
+"""The folder of modules that drop a block or branch at random while training."""
 
 _OPEN: Final = object()
 """What stands for a mask that is not in the form that `open_attention` writes."""
@@ -24,12 +27,16 @@ _OPEN: Final = object()
 def as_emitted(program: Program) -> Program:
     """Return a Program without its taps, attention that was written out for them closed.
 
-    Outputs in evaluation mode stay, up to rounding: dropout on the probabilities is gone. What was
-    changed since, by a quantizer in between say, stays written out.
+    Drops of blocks that a pass put in are gone, too: they act while training alone. Outputs in
+    evaluation mode stay, up to rounding: dropout on the probabilities is gone. What was changed
+    since, by a quantizer in between say, stays written out.
     """
-    if not taps_of(program):
+    if not taps_of(program) and not any(map(_is_drop, program.nodes)):
         return program
     rewriter = GraphRewriter(program)
+    for node in [each for each in rewriter.graph.nodes if _is_drop(each)]:
+        rewriter.replace_uses(node, node.all_input_nodes[-1])
+        rewriter.remove(node)
     opened = []
     for node in taps_of(rewriter.program).values():
         source = node.all_input_nodes[0]
@@ -40,6 +47,10 @@ def as_emitted(program: Program) -> Program:
     for probabilities in opened:
         _close(rewriter, probabilities)
     return rewriter.finish()
+
+
+def _is_drop(node: fx.Node) -> bool:
+    return node.op == "call_module" and str(node.target).startswith(f"{DROPS}.")
 
 
 def _close(rewriter: GraphRewriter, probabilities: fx.Node) -> None:

@@ -24,6 +24,11 @@ class _EmitBase(Options):
     stem: Annotated[str, AfterValidator(_stem)] = Field(
         default="model", description="The file's name inside `artifacts/`, without its ending."
     )
+    exits: bool = Field(
+        default=False,
+        description="Also write the model that always stops at an early exit, one for each: "
+        "`model.exit_0` and so on.",
+    )
 
 
 class EmitPlain(_EmitBase):

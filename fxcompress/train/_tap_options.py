@@ -13,6 +13,7 @@ __all__ = [
     "AttentionTransfer",
     "Cka",
     "Crd",
+    "Exits",
     "Features",
     "Fsp",
     "MiniLm",
@@ -160,3 +161,46 @@ class Crd(Taps):
     def needs(self) -> frozenset[str]:
         """What it reads with these options."""
         return self.reads | ({"target"} if self.negatives != "batch" else set())
+
+
+class Exits(Taps):
+    """Cross entropy of early exits, and what the last exit teaches them."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"taps", "output", "target"})
+    use: Literal["exits"]
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        default=(),
+        strict=False,
+        description="What each exit counts, the earliest first; by default all the same.",
+    )
+    labels: Literal["classes", "next_token"] = Field(
+        default="classes",
+        description="What exits are judged by: the targets' classes, or each next token.",
+    )
+    distill: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of what the last exit teaches: KL divergence to its softened answer.",
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, description="What both answers are divided by before they are compared."
+    )
+
+    @property
+    def compares(self) -> bool:
+        """Nobody but the model's own last exit teaches."""
+        return False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it reads with these options."""
+        return self.reads - ({"target"} if self.distill == 1 else set())
+
+    @model_validator(mode="after")
+    def _weighted(self) -> Self:
+        if self.weights and not sum(self.weights):
+            raise ValueError("`weights` are all 0")
+        if self.weights and self.taps and len(self.weights) != len(self.taps):
+            raise ValueError("`weights` has a number for each of `taps`")
+        return self

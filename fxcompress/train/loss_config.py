@@ -27,6 +27,7 @@ from fxcompress.train._tap_options import (
     AttentionTransfer,
     Cka,
     Crd,
+    Exits,
     Features,
     Fsp,
     MiniLm,
@@ -53,6 +54,7 @@ __all__ = [
     "Ctkd",
     "Custom",
     "Dist",
+    "Exits",
     "Features",
     "Fsp",
     "HardLabels",
@@ -102,6 +104,7 @@ LossConfig: TypeAlias = Annotated[
     | SimilarityPreserving
     | Cka
     | Crd
+    | Exits
     | Custom,
     Field(discriminator="use"),
 ]

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from fxcompress.ir import Program
     from passes.depth.skip_blocks import Block
 
-__all__ = ["Region", "check_skipped", "ends", "find_regions"]
+__all__ = ["Region", "check_skipped", "ends", "find_regions", "stream"]
 
 # Ops that a residual stream may run through between two additions.
 _ALONG: Final = frozenset(
     {
         "add", "layer_norm", "rms_norm", "batch_norm", "group_norm", "identity", "contiguous", "to",
-        "clone", "fake_quant", "stochastic_depth", "view", "reshape", "flatten",
+        "clone", "fake_quant", "stochastic_depth", "layer_drop", "view", "reshape", "flatten",
         "unflatten", "transpose", "permute", "squeeze", "unsqueeze",
     }
 )  # fmt: skip
@@ -203,11 +203,9 @@ def _entry(last: fx.Node, inside: set[fx.Node]) -> fx.Node | None:
     outside: list[fx.Node] = []
     while frontier:
         node = frontier.pop()
-        name = op_name(node)
-        spec = op_spec(name)
-        if name not in _ALONG and not (spec is not None and spec.kind in ("activation", "dropout")):
+        if not _runs_along(node):
             continue
-        added = added or name == "add"
+        added = added or op_name(node) == "add"
         for operand in node.all_input_nodes:
             if operand in inside and operand not in seen:
                 seen.add(operand)
@@ -217,6 +215,39 @@ def _entry(last: fx.Node, inside: set[fx.Node]) -> fx.Node | None:
     fitting = [node for node in dict.fromkeys(outside) if _same_type(node, last)]
     fitting = fitting or list(dict.fromkeys(outside))
     return fitting[0] if added and len(fitting) == 1 else None
+
+
+def stream(region: Region) -> frozenset[fx.Node]:
+    """Return the nodes that the residual stream runs through: the entry, and what it reaches.
+
+    Of an addition, the operand that comes from the entry by such ops alone is the stream, and the
+    other one is the branch.
+    """
+    entry, _ = ends(region)
+    found = {entry}
+    for node in region.nodes:
+        if _runs_along(node) and any(each in found for each in node.all_input_nodes):
+            found.add(node)
+    # A norm before a branch is reached too; only what leads to an addition's other side is kept.
+    return frozenset(found & _behind(region, found))
+
+
+def _behind(region: Region, reached: set[fx.Node]) -> set[fx.Node]:
+    """Return what the exit comes from along the stream, back to the entry."""
+    _, exit_ = ends(region)
+    pending, seen = [exit_], {exit_}
+    while pending:
+        for operand in pending.pop().all_input_nodes:
+            if operand in reached and operand not in seen:
+                seen.add(operand)
+                pending.append(operand)
+    return seen
+
+
+def _runs_along(node: fx.Node) -> bool:
+    name = op_name(node)
+    spec = op_spec(name)
+    return name in _ALONG or (spec is not None and spec.kind in ("activation", "dropout"))
 
 
 def _not_residual(

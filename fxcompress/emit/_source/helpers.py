@@ -28,6 +28,7 @@ from fxcompress.nn import (
     OperandLSTM,
     OperandRNN,
 )
+from fxcompress.nn.exits import Exit
 from fxcompress.nn.stochastic import StochasticDepth
 
 __all__ = ["HELPERS", "Helper", "IntegerLayer", "merge_weights"]
@@ -176,6 +177,10 @@ def _stochastic(module: StochasticDepth) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names}
 
 
+def _exit(module: Exit) -> dict[str, Any]:
+    return {name: getattr(module, name) for name in ("threshold", "criterion")}
+
+
 def _experts(module: Experts) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "experts": module.experts,
@@ -206,6 +211,7 @@ HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     OperandLSTM: Helper("RoundedRecurrent", _recurrent),
     OperandRNN: Helper("RoundedRecurrent", _recurrent),
     StochasticDepth: Helper("StochasticDepth", _stochastic),
+    Exit: Helper("Exit", _exit),
 }
 
 _MERGED: Final[Mapping[type[nn.Module], type[IntegerLayer]]] = {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor, fx
 
 from fxcompress.errors import DataError, UsageError
 from fxcompress.ir import Program, op_name, type_text
 from fxcompress.train.metrics import main_output
 
-__all__ = ["check_inputs", "check_outputs", "main_value"]
+__all__ = ["check_inputs", "check_outputs", "main_place", "main_value"]
 
 
 def check_inputs(student: Program, teacher: Program) -> None:
@@ -110,12 +111,20 @@ def check_outputs(student: Program, teacher: Program) -> None:
 
 def main_value(program: Program) -> Tensor | None:
     """Return the value of a Program's main output, on symbolic sizes; None where it has none."""
-    (output,) = program.graph.find_nodes(op="output")
-    leaves = [
-        leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf for leaf in output.args[0]
-    ]
+    place = main_place(program)
+    return None if place is None else _leaves(program)[place]
+
+
+def main_place(program: Program) -> int | None:
+    """Return which leaf of a Program's output is the main one; None where it has none."""
+    leaves = _leaves(program)
     try:
         found = main_output(program.signature.unflatten(leaves))
     except DataError:
         return None
-    return found if isinstance(found, torch.Tensor) else None
+    return next((place for place, leaf in enumerate(leaves) if leaf is found), None)
+
+
+def _leaves(program: Program) -> list[Any]:
+    (output,) = program.graph.find_nodes(op="output")
+    return [leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf for leaf in output.args[0]]

@@ -19,6 +19,7 @@ from fxcompress.train.losses import (
     attention,
     contrast,
     distributions,
+    exits,
     features,
     labels,
     logits,
@@ -75,6 +76,7 @@ LOSSES: Final[Mapping[str, Row]] = {
     "similarity_preserving": Row(config.SimilarityPreserving, relations.similarity_preserving),
     "cka": Row(config.Cka, relations.cka),
     "crd": Row(config.Crd, make=_contrast),
+    "exits": Row(config.Exits, exits.exits),
 }
 """Every loss but `custom`, by what `use` says."""
 

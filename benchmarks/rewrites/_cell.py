@@ -1,0 +1,143 @@
+"""One pass on one model of the zoo: what it did, and whether what it promised holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from benchmarks.rewrites._rows import Row
+from benchmarks.zoo._compare import tensors
+from benchmarks.zoo._measure import describe
+from benchmarks.zoo._models import Inputs
+from fxcompress.errors import FxCompressError, SelectorError
+from fxcompress.ir import Program
+
+__all__ = ["Cell", "cell"]
+
+Status = Literal["equal", "changed", "none", "refused", "wrong", "failed"]
+# Largest differences that are rounding, of the range of an output and of the largest gradient.
+_OUTPUT, _GRADIENT = 1e-5, 1e-4
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What came of a pass on a model.
+
+    Attributes:
+        status: `equal` (it rewrote, and outputs and gradients are what they were), `changed` (it
+            rewrote, and outputs are finite and others, as they may be), `none` (nothing fits it),
+            `refused` (a clear error), `wrong` (it broke its promise) or `failed`.
+        text: What was done, or why not.
+        error: Largest difference of an output, of its range; None where nothing was compared.
+        gradient: Likewise of gradients of parameters that were left as they were.
+        edits: How many edits there were.
+    """
+
+    status: Status
+    text: str = ""
+    error: float | None = None
+    gradient: float | None = None
+    edits: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """Return it for JSON, without what is empty."""
+        return {name: value for name, value in asdict(self).items() if value not in ("", None, 0)}
+
+
+def cell(program: Program, row: Row, example: Inputs, other: Inputs) -> Cell:
+    """Run the passes of a row on a program, and judge the last.
+
+    Args:
+        program: Of the model.
+        row: The passes.
+        example: What calibration sees.
+        other: Inputs with another batch size and padding, which outputs are compared on.
+    """
+    args, kwargs = example
+    try:
+        # A batch is positional arguments or keywords.
+        result = fxc.compress(program, list(row.steps), data={"calibration": [kwargs or args]})
+    except SelectorError as error:
+        return Cell("none", error.what)
+    except FxCompressError as error:
+        broke = "promises" in error.what
+        return Cell("wrong" if broke else "refused", f"{error.what}: {error.reason or ''}")
+    except Exception as error:  # a sweep lists whatever is raised
+        return Cell("failed", describe(error))
+    record = result.record.passes[-1]
+    if not record.edits:
+        reasons = [each.reason for each in record.declined]
+        return Cell("none", max(set(reasons), key=reasons.count) if reasons else "")
+    try:
+        return _judged(program, result.program, row, other, len(record.edits), record.summary)
+    except Exception as error:  # likewise
+        return Cell("failed", describe(error), edits=len(record.edits))
+
+
+def _judged(
+    before: Program, after: Program, row: Row, other: Inputs, edits: int, summary: tuple[str, ...]
+) -> Cell:
+    one, two = before.copy().module.eval(), after.copy().module.eval()
+    expected, found = _outputs(one, other), _outputs(two, other)
+    text = summary[0] if summary else ""
+    if list(expected) != list(found) or not all(_finite(value) for value in found.values()):
+        return Cell("wrong", "its outputs are others, or not finite", edits=edits)
+    error = max(_difference(expected[name], found[name]) for name in expected)
+    if not row.equal:
+        return Cell("changed", text, error, edits=edits)
+    gradient = _gradients_differ(one, two, expected, found)
+    right = error <= _OUTPUT and gradient <= _GRADIENT
+    return Cell("equal" if right else "wrong", text, error, gradient, edits)
+
+
+def _outputs(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    args, kwargs = inputs
+    return tensors(module(*args, **kwargs))
+
+
+def _finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(value.isfinite().all())
+
+
+def _difference(expected: Tensor, found: Tensor) -> float:
+    if expected.shape != found.shape:
+        return float("inf")
+    if not expected.is_floating_point():
+        return 0.0 if torch.equal(expected, found) else float("inf")
+    if not expected.numel():
+        return 0.0
+    largest = expected.abs().max().item()
+    return float((expected - found).abs().max().item() / (largest or 1.0))
+
+
+def _gradients_differ(
+    one: nn.Module, two: nn.Module, expected: dict[str, Tensor], found: dict[str, Tensor]
+) -> float:
+    """Return the largest difference of gradients of the largest, over parameters left as they were.
+
+    A layer that something was folded into has its name still, and another weight.
+    """
+    for outputs in (expected, found):
+        generator = torch.Generator().manual_seed(0)
+        total = sum(
+            (value * torch.randn(value.shape, generator=generator)).sum()
+            for value in outputs.values()
+            if value.requires_grad
+        )
+        if isinstance(total, Tensor):
+            total.backward()  # type: ignore[no-untyped-call]
+    theirs = dict(two.named_parameters())
+    both = [
+        (each.grad, theirs[name].grad)
+        for name, each in one.named_parameters()
+        if name in theirs and torch.equal(each, theirs[name])
+    ]
+    if any((ours is None) != (other is None) for ours, other in both):
+        return float("inf")
+    pairs = [(ours, other) for ours, other in both if ours is not None and other is not None]
+    largest = max((gradient.abs().max().item() for gradient, _ in pairs), default=0.0) or 1.0
+    return max((float((a - b).abs().max().item()) / largest for a, b in pairs), default=0.0)

@@ -1,0 +1,71 @@
+"""The structural passes of the sweep, each with options that need no data and no choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+__all__ = ["FAMILIES", "ROWS", "Row"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pass with options.
+
+    Attributes:
+        steps: As in a spec; the last is the pass that is judged.
+        equal: Whether outputs must stay what they were, and gradients of what is left too.
+        what: What the options ask for, in words; empty for the default.
+    """
+
+    steps: Sequence[Mapping[str, Any]]
+    equal: bool = False
+    what: str = ""
+
+    @property
+    def use(self) -> str:
+        """The pass that is judged."""
+        return str(self.steps[-1]["use"])
+
+
+def _one(use: str, /, *, equal: bool = False, what: str = "", **options: Any) -> Row:
+    return Row(({"use": use, **options},), equal, what)
+
+
+ROWS: Final[Mapping[str, Row]] = {
+    "depth.skip_blocks": _one(
+        "depth.skip_blocks", count=1, criterion="random", what="one block, by chance"
+    ),
+    "depth.merge_layers": _one(
+        "depth.merge_layers", groups=[[0, 1]], what="the second block into the first"
+    ),
+    "depth.share_layers": _one("depth.share_layers", groups=2, what="two groups"),
+    "factorize.svd": _one("factorize.svd", energy=0.9, calibration=2, what="90 % of the energy"),
+    "tidy.fold_batchnorm": _one("tidy.fold_batchnorm", equal=True),
+    "tidy.replace_activation, silu": _one(
+        "tidy.replace_activation", replace={"silu": "hardswish"}, what="SiLU by hard swish"
+    ),
+    "tidy.replace_activation, gelu": _one(
+        "tidy.replace_activation", replace={"gelu": "relu"}, what="GELU by ReLU"
+    ),
+    "prune.channels": _one("prune.channels", ratio=0.25, what="a quarter of each axis"),
+}
+
+# Heading of docs/rewrites.md -> the model of the zoo that stands for the family.
+FAMILIES: Final[Mapping[str, str]] = {
+    "ResNet": "torchvision/resnet18",
+    "MobileNetV2": "timm/mobilenetv2_035",
+    "RepVGG": "timm/repvgg_a0",
+    "ConvNeXt": "timm/convnext_atto",
+    "ViT": "huggingface/vit",
+    "Swin": "huggingface/swin",
+    "BERT": "huggingface/bert",
+    "GPT-2": "huggingface/gpt2",
+    "Llama": "huggingface/llama",
+    "T5": "huggingface/t5",
+    "Mixtral": "huggingface/mixtral",
+    "Qwen3-MoE": "huggingface/qwen3_moe",
+    "DeepSeek-V3": "huggingface/deepseek_v3",
+    "HuBERT": "huggingface/hubert",
+}

@@ -1,0 +1,1 @@
+"""Early exits: where they go, their heads, and their thresholds."""
