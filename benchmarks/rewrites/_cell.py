@@ -90,13 +90,23 @@ def _judged(
     if not row.equal:
         return Cell("changed", text, error, edits=edits)
     gradient = _gradients_differ(one, two, expected, found)
-    right = error <= _OUTPUT and gradient <= _GRADIENT
+    right = gradient <= _GRADIENT and (error <= _OUTPUT or error <= _rounding(before, other))
     return Cell("equal" if right else "wrong", text, error, gradient, edits)
 
 
 def _outputs(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     args, kwargs = inputs
     return tensors(module(*args, **kwargs))
+
+
+def _rounding(program: Program, inputs: Inputs) -> float:
+    """Return by how much outputs in single and in double precision differ, of their range."""
+    single = _outputs(program.copy().module.eval(), inputs)
+    args, kwargs = inputs
+    wide = [each.double() if each.is_floating_point() else each for each in args]
+    named = {k: each.double() if each.is_floating_point() else each for k, each in kwargs.items()}
+    double = _outputs(program.copy().module.eval().double(), (tuple(wide), named))
+    return max(_difference(double[name], single[name].to(double[name].dtype)) for name in single)
 
 
 def _finite(value: Tensor) -> bool:

@@ -14,7 +14,7 @@ from fxcompress.pipeline.figures import Ladder
 from fxcompress.report._format import FILTERS, TESTS
 from fxcompress.report.model import Rails, Report, UnionGraph, UnionNode
 
-__all__ = ["render_html", "render_ladder", "render_markdown", "render_rails"]
+__all__ = ["render_html", "render_ladder", "render_macro", "render_markdown", "render_rails"]
 
 
 @cache
@@ -70,21 +70,21 @@ def render_markdown(report: Report) -> str:
 
 def render_rails(rails: Rails) -> str:
     """Return the picture of axes as an SVG file of its own, with its part of the style in it."""
-    colours, rest = _asset("style.css").split("* {", 1)
-    rules = [line for line in rest.splitlines() if line.startswith((".rail", "svg text"))]
-    style = colours + "\n".join(rules)
-    module = _environment().get_template("rails.svg.j2").module
-    return str(module.rails(rails, Markup(style))) + "\n"  # type: ignore[attr-defined]
+    return render_macro("rails", rails)
 
 
 def render_ladder(ladder: Ladder) -> str:
     """Return the picture of a joint graph as an SVG file of its own, with its style in it."""
+    return render_macro("ladder", ladder)
+
+
+def render_macro(name: str, *arguments: object) -> str:
+    """Return what the macro of `NAME.svg.j2` draws, as an SVG file with its style in it."""
     colours, rest = _asset("style.css").split("* {", 1)
-    starts = (".rail", ".ladder", "svg text")
-    rules = [line for line in rest.splitlines() if line.startswith(starts)]
-    module = _environment().get_template("ladder.svg.j2").module
-    style = Markup(colours + "\n".join(rules))
-    return str(module.ladder(ladder, style)) + "\n"  # type: ignore[attr-defined]
+    starts = (".rail", f".{name}", "svg text")
+    style = colours + "\n".join(line for line in rest.splitlines() if line.startswith(starts))
+    module = _environment().get_template(f"{name}.svg.j2").module
+    return str(getattr(module, name)(*arguments, Markup(style))) + "\n"
 
 
 def _graph_json(graph: UnionGraph) -> Markup:
