@@ -1,0 +1,20 @@
+"""Why something that looks like a mixture of experts is left alone."""
+
+from __future__ import annotations
+
+from torch import fx
+
+__all__ = ["Miss"]
+
+
+class Miss(Exception):
+    """What keeps a candidate from being lifted.
+
+    Attributes:
+        reason: In words, for the plan and the report.
+        nodes: The nodes that explain it.
+    """
+
+    def __init__(self, reason: str, *nodes: fx.Node) -> None:
+        super().__init__(reason)
+        self.reason, self.nodes = reason, nodes
