@@ -22,6 +22,7 @@ from fxcompress.train._output_options import (
     SoftLabels,
     StepByStep,
 )
+from fxcompress.train._router_options import LoadBalance, RouterZ
 from fxcompress.train._tap_options import (
     AttentionKl,
     AttentionTransfer,
@@ -59,6 +60,7 @@ __all__ = [
     "Fsp",
     "HardLabels",
     "JensenShannon",
+    "LoadBalance",
     "Logits",
     "Loss",
     "LossConfig",
@@ -70,6 +72,7 @@ __all__ = [
     "Ranking",
     "ReverseKl",
     "Rkd",
+    "RouterZ",
     "Schedule",
     "SequenceLevel",
     "SimilarityPreserving",
@@ -105,6 +108,8 @@ LossConfig: TypeAlias = Annotated[
     | Cka
     | Crd
     | Exits
+    | LoadBalance
+    | RouterZ
     | Custom,
     Field(discriminator="use"),
 ]

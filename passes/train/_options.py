@@ -83,10 +83,8 @@ class TapPair(BaseModel):
     def __str__(self) -> str:
         through = f" through {self.fitting}" if self.fitting else ""
         read = f"; read by {', '.join(self.losses)}" if self.losses else ""
-        return (
-            f"tap {self.name}: {self.student} {self.ours}{through} ~ {self.teacher} of the teacher "
-            f"{self.theirs}{read}"
-        )
+        beside = f"{through} ~ {self.teacher} of the teacher {self.theirs}" if self.teacher else ""
+        return f"tap {self.name}: {self.student} {self.ours}{beside}{read}"
 
 
 class TrainDecision(Decision):

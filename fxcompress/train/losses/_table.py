@@ -25,6 +25,7 @@ from fxcompress.train.losses import (
     logits,
     memory,
     relations,
+    routers,
 )
 from fxcompress.train.losses._outcome import LossFunction, Outcome, Term, Total
 from fxcompress.train.losses._taps import Shapes
@@ -77,6 +78,8 @@ LOSSES: Final[Mapping[str, Row]] = {
     "cka": Row(config.Cka, relations.cka),
     "crd": Row(config.Crd, make=_contrast),
     "exits": Row(config.Exits, exits.exits),
+    "load_balance": Row(config.LoadBalance, routers.load_balance),
+    "router_z": Row(config.RouterZ, routers.router_z),
 }
 """Every loss but `custom`, by what `use` says."""
 

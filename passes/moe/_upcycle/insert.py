@@ -114,10 +114,10 @@ class _Routing:
             total = self._call(torch.sum, weights, dim=-1, keepdim=True)
             weights = self._call(operator.truediv, weights, total)
         elif recipe.weights == "straight_through":
-            constant = self._call(torch.detach, weights)
-            weights = self._call(operator.truediv, weights, constant)
-            if recipe.top_k > 1:
-                weights = self._call(operator.mul, weights, 1 / recipe.top_k)
+            ones = self._call(operator.truediv, weights, self._call(torch.detach, weights))
+            # Counted, not written down, so that another top-k is one number to change.
+            count = self._call(torch.sum, self._call(torch.detach, ones), dim=-1, keepdim=True)
+            weights = self._call(operator.truediv, ones, count)
         if recipe.capacity is not None:
             weights = self._within(weights, indices, recipe, recipe.capacity)
         return weights, indices
