@@ -306,7 +306,12 @@ def _small(module: nn.Module) -> torch.Tensor | None:
 
 
 # Bits of a weight by the op that reads it; None where the module says.
-_WIDTHS: Final[dict[str, int | None]] = {"binarize": 1, "fake_quant": None, "float_quant": 8}
+_WIDTHS: Final[dict[str, int | None]] = {
+    "binarize": 1,
+    "codebook": None,
+    "fake_quant": None,
+    "float_quant": 8,
+}
 
 
 def _stored_bits(program: Program, node: fx.Node) -> int | None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import torch
 from torch import Tensor, nn
 
 from fxcompress.emit._float8_ops import float8_ops
 from fxcompress.emit._integers import PackedWeight
-from fxcompress.nn import Binarize, FloatQuantize
+from fxcompress.nn import Binarize, Codebook, FloatQuantize
 from fxcompress.nn.binarize import signs
-from fxcompress.nn.packing import pack
+from fxcompress.nn.packing import pack, unpack
 
-__all__ = ["BinaryWeight", "Float8Pair", "Float8Rounding", "Float8Weight", "Signs"]
+__all__ = [
+    "BinaryWeight",
+    "CodebookWeight",
+    "Float8Pair",
+    "Float8Rounding",
+    "Float8Weight",
+    "Signs",
+]
 
 
 class BinaryWeight(PackedWeight):
@@ -24,6 +33,52 @@ class BinaryWeight(PackedWeight):
         self.register_buffer("weight", pack(quantizer.quantize(weight), 1))
         self.register_buffer("scale", 2 * quantizer.scale_for(weight).detach())
         self.register_buffer("zero_point", None)
+
+
+class CodebookWeight(nn.Module):
+    """A weight stored as indices into a codebook, packed in bytes, in the order of the weight.
+
+    Not `packed`, they take a byte each, and the dimension that is cut into groups comes first. What
+    is `exported` to ONNX passes them through a dequantisation of scale 1: `_onnx_codebooks.py`.
+    """
+
+    weight: Tensor
+    codebook: Tensor
+
+    def __init__(
+        self, found: Codebook, weight: Tensor, *, packed: bool, exported: bool = False
+    ) -> None:
+        super().__init__()
+        self.bits, self.shape, self.dtype = found.bits, tuple(weight.shape), weight.dtype
+        self.axis, self.rows = found.axis, found.rows
+        self.packed, self.exported = packed, exported and not packed
+        with torch.no_grad():
+            indices = found.indices(weight)
+            if packed:
+                self.register_buffer("weight", pack(indices, self.bits))
+            else:
+                self.register_buffer("weight", indices.movedim(self.axis or 0, 0).flatten())
+            self.register_buffer("codebook", found.table().detach().clone())
+        if self.exported:
+            import_module("torch.ao.quantization.fx._decomposed")  # registers its operators
+
+    def forward(self) -> Tensor:
+        """Return the weight as floats."""
+        axis, indices = self.axis or 0, self.weight
+        moved = [self.shape[axis], *self.shape[:axis], *self.shape[axis + 1 :]]
+        if self.packed:
+            unpacked = unpack(indices, self.bits, torch.Size(self.shape).numel())
+            indices = unpacked.reshape(self.shape).movedim(axis, 0).flatten()
+        if self.exported:
+            ops = torch.ops.quantized_decomposed
+            indices = ops.dequantize_per_tensor(indices, 1.0, 0, 0, 255, torch.uint8)
+        places = indices.int()
+        if self.axis is not None:
+            # One table for all groups: an index is counted on by the entries of those before.
+            first = torch.arange(moved[0], dtype=torch.int32) // self.rows * self.codebook.shape[1]
+            places = (places.reshape(moved[0], -1) + first.unsqueeze(1)).flatten()
+        found = self.codebook.flatten().index_select(0, places)
+        return found.reshape(moved).movedim(0, axis).to(self.dtype)
 
 
 class Float8Weight(nn.Module):

@@ -16,6 +16,7 @@ from torch import fx
 from fxcompress.emit._export import export_program
 from fxcompress.emit._job import Job
 from fxcompress.emit._lower import Lowered
+from fxcompress.emit._onnx_codebooks import release_indices
 from fxcompress.emit._onnx_lower import OnnxTarget, lower_for
 from fxcompress.emit._plain import PlainProgram, plain_program
 from fxcompress.errors import EmitError
@@ -148,6 +149,7 @@ def _translate(plain: PlainProgram, program: torch.export.ExportedProgram, opset
                 hint="emit it as `pt2`, or try another opset",
             ) from error
     assert made is not None, "the exporter returns the model unless given a path"
+    release_indices(made.model)
     return made.model
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fxcompress.ir._encode import decode
 from fxcompress.ir.modules import ModuleConfig
-from fxcompress.nn import Binarize, FakeQuantize, FloatQuantize
+from fxcompress.nn import Binarize, Codebook, FakeQuantize, FloatQuantize
 from fxcompress.nn.packing import pack, packed_size, unpack
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["pack_weights", "unpack_weights"]
 
 _BITS = 8
 
-Quantizer: TypeAlias = Binarize | FakeQuantize | FloatQuantize
+Quantizer: TypeAlias = Binarize | Codebook | FakeQuantize | FloatQuantize
 
 
 def pack_weights(
@@ -85,7 +85,7 @@ def unpack_weights(document: Mapping[str, Any], stored: Mapping[str, Tensor]) ->
 
 
 def _width(quantizer: Quantizer) -> int:
-    if isinstance(quantizer, FakeQuantize):
+    if isinstance(quantizer, (Codebook, FakeQuantize)):
         return quantizer.bits
     return 1 if isinstance(quantizer, Binarize) else _BITS
 
@@ -94,6 +94,8 @@ def _codes(quantizer: Quantizer, weight: Tensor) -> Tensor:
     """Return what is packed, uint8 of the shape of `weight`."""
     if isinstance(quantizer, FakeQuantize):
         return (quantizer.quantize(weight) - quantizer.qmin).to(torch.uint8)
+    if isinstance(quantizer, Codebook):
+        return quantizer.indices(weight)
     return quantizer.quantize(weight).view(torch.uint8)
 
 
@@ -122,6 +124,9 @@ def _quantizers(program: Program) -> Iterator[tuple[str, str, Quantizer]]:
 
 
 def _fixed(quantizer: Quantizer) -> bool:
+    if isinstance(quantizer, Codebook):
+        # Membership is fixed; the values that are trained are not what is packed.
+        return not quantizer.anchors.is_meta
     if quantizer.scale is None or quantizer.scale.is_meta:
         return False
     trained = any(True for _ in quantizer.parameters())

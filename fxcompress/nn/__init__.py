@@ -10,6 +10,7 @@ from fxcompress._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from fxcompress.nn.binarize import Binarize as Binarize
+    from fxcompress.nn.codebook import Codebook as Codebook
     from fxcompress.nn.dynamic_quantize import DynamicQuantize as DynamicQuantize
     from fxcompress.nn.exits import Exit as Exit
     from fxcompress.nn.experts import Experts as Experts
@@ -40,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "Binarize": "binarize",
+        "Codebook": "codebook",
         "DynamicQuantize": "dynamic_quantize",
         "Experts": "experts",
         "Exit": "exits",

@@ -16,6 +16,7 @@ from passes.factorize.cp import Cp
 from passes.factorize.depthwise import Depthwise
 from passes.factorize.lora import Lora
 from passes.factorize.lora_merge import LoraMerge
+from passes.factorize.share_weights import ShareWeights
 from passes.factorize.svd import Svd
 from passes.factorize.tucker import Tucker
 from passes.prune.burn_in import BurnIn
@@ -237,6 +238,11 @@ def test_cp(golden_graph):
 def test_depthwise(golden_graph):
     options = {"multiplier": 1, "whiten": "none"}
     golden_graph(hash_weights_(apply(Depthwise, resnet(), options).program))
+
+
+@pytest.mark.golden("passes/factorize/share_weights")
+def test_share_weights(golden_graph):
+    golden_graph(apply(ShareWeights, transformer(), {"entries": 4, "embeddings": True}).program)
 
 
 @pytest.mark.golden("passes/factorize/lora_merge")

@@ -110,6 +110,14 @@ def binarize(site: Site) -> Value:
     return dims
 
 
+def codebook(site: Site) -> Value:
+    """A weight that is held at 0 is no entry of its codebook: nothing may go."""
+    dims = site.dims("input")
+    for dim in dims:
+        site.solver.freeze(dim, "a weight of a codebook that is held at 0 still counts")
+    return dims
+
+
 def _grouped(site: Site, dims: list[Any], groups: Any, size: int) -> None:
     """The elements of a row are cut in runs: runs may go, parts of them may not."""
     if len(dims) != 2:
@@ -175,6 +183,7 @@ RULES: dict[str, Rule] = {
     "dynamic_quant": dynamic_quant,
     "float_quant": float_quant,
     "binarize": binarize,
+    "codebook": codebook,
     "mask": mask,
     "isin": isin,
     "to": cast,

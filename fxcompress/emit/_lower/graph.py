@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress.nn import (
     Binarize,
+    Codebook,
     FakeQuantize,
     FloatQuantize,
     OperandConv1d,
@@ -50,7 +51,7 @@ TRANSPOSED: Final[dict[type[nn.Module], Callable[..., Tensor]]] = {
     OperandConvTranspose3d: F.conv_transpose3d,
 }
 LAYERS: Final = (*CONVOLUTIONS, *TRANSPOSED, OperandEmbedding, OperandLinear)
-_QUANTIZERS: Final = (Binarize, FakeQuantize, FloatQuantize)
+_QUANTIZERS: Final = (Binarize, Codebook, FakeQuantize, FloatQuantize)
 RECURRENT: Final = (OperandGRU, OperandLSTM, OperandRNN)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress.emit._levels import (
     BinaryWeight,
+    CodebookWeight,
     Float8Pair,
     Float8Rounding,
     Float8Weight,
@@ -23,7 +24,7 @@ from fxcompress.emit._levels import (
 from fxcompress.emit._lower.graph import is_weight, tensor_at
 from fxcompress.emit._lower.targets import Target
 from fxcompress.errors import EmitError
-from fxcompress.nn import Binarize, FakeQuantize, FloatQuantize
+from fxcompress.nn import Binarize, Codebook, FakeQuantize, FloatQuantize
 
 if TYPE_CHECKING:
     from fxcompress.emit._lower.stored import Lowered
@@ -37,13 +38,13 @@ def write_levels(
     done: Lowered,
     target: Target,
 ) -> None:
-    """Replace every Binarize and every FloatQuantize, in place.
+    """Replace every Binarize, Codebook and FloatQuantize, in place.
 
     Raises:
         EmitError: The target cannot take one of them.
     """
     sources: set[str] = set()
-    counts = {Binarize: 0, FloatQuantize: 0, Signs: 0, Float8Rounding: 0}
+    counts = {Binarize: 0, Codebook: 0, FloatQuantize: 0, Signs: 0, Float8Rounding: 0}
     pairs = form == "decomposed" and target.pairs
     if form == "decomposed":
         _check_floats(module, target)
@@ -53,12 +54,12 @@ def write_levels(
         if path in sources:
             # The quantizer of a tied weight, called on it again.
             _read(module, node, path)
-        elif isinstance(found, (Binarize, FloatQuantize)) and is_weight(node):
+        elif isinstance(found, (Binarize, Codebook, FloatQuantize)) and is_weight(node):
             source = cast(fx.Node, node.args[0])
             weight = tensor_at(module, str(source.target)).detach()
             counts[type(found)] += 1
             sources.add(path)
-            _store(module, path, found, weight, form, pairs=pairs)
+            _store(module, path, found, weight, form, pairs=pairs, exported=target.exported)
             _read(module, node, path)
         elif isinstance(found, FloatQuantize):
             counts[Float8Rounding] += 1
@@ -79,16 +80,22 @@ def _level_of(module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 def _store(
     module: fx.GraphModule,
     path: str,
-    found: Binarize | FloatQuantize,
+    found: Binarize | Codebook | FloatQuantize,
     weight: Tensor,
     form: str,
     *,
     pairs: bool,
+    exported: bool,
 ) -> None:
     """Put what gives a weight in the place of its quantizer, and beside it what it reads."""
     if isinstance(found, FloatQuantize):
         stored = Float8Pair(found, weight, weight.dtype) if pairs else Float8Weight(found, weight)
         module.set_submodule(path, stored)
+        return
+    if isinstance(found, Codebook):
+        packed = form != "decomposed"
+        book = CodebookWeight(found, weight, packed=packed, exported=exported)
+        module.set_submodule(path, book)
         return
     fixed = copy.deepcopy(found).freeze(weight)
     if form != "decomposed":
@@ -118,6 +125,12 @@ def _notes(counts: dict[Any, int], form: str) -> list[str]:
     if counts[Binarize]:
         how = "as 8-bit integers ±1" if form == "decomposed" else "in 1 bit each, packed in bytes"
         notes.append(f"{counts[Binarize]} binary weights are stored {how}")
+    if counts[Codebook]:
+        how = "a byte each" if form == "decomposed" else "packed in bytes"
+        notes.append(
+            f"{counts[Codebook]} weights are stored as indices into codebooks, {how}; layers compute "
+            "with the floats that they stand for"
+        )
     if counts[Signs]:
         notes.append(f"{counts[Signs]} activations are signs, ±1 in float")
     if counts[Binarize] or counts[Signs]:

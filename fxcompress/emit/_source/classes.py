@@ -20,8 +20,9 @@ from fxcompress.ir.signature import Signature
 __all__ = ["ClassSource", "write_classes"]
 
 _TAKEN: Final = frozenset(
-    {"Any", "DynamicQuantize", "Exit", "Experts", "FakeQuantize", "Float8Rounding", "Float8Weight",
-     "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear", "IntegerWeight", "Iterator",
+    {"Any", "CodebookWeight", "DynamicQuantize", "Exit", "Experts", "FakeQuantize",
+     "Float8Rounding", "Float8Weight", "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear",
+     "IntegerWeight", "Iterator",
      "PackedWeight", "Parameter", "Path", "RoundedRecurrent", "Signs", "StochasticDepth", "Tensor",
      "TrainingSwitch", "OrderedDict"}
 )  # fmt: skip

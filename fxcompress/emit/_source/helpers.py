@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxcompress.emit._integers import IntegerWeight, PackedWeight
-from fxcompress.emit._levels import BinaryWeight, Float8Rounding, Float8Weight, Signs
+from fxcompress.emit._levels import (
+    BinaryWeight,
+    CodebookWeight,
+    Float8Rounding,
+    Float8Weight,
+    Signs,
+)
 from fxcompress.nn import (
     DynamicQuantize,
     Experts,
@@ -137,6 +143,19 @@ def _packed_weight(module: PackedWeight) -> dict[str, Any]:
     return arguments
 
 
+def _codebook_weight(module: CodebookWeight) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "shape": module.shape,
+        "table_shape": tuple(module.codebook.shape),
+        "bits": module.bits,
+    }
+    if module.axis:
+        arguments["axis"] = module.axis
+    if module.rows != 1:
+        arguments["rows"] = module.rows
+    return arguments if module.dtype is torch.float32 else {**arguments, "dtype": module.dtype}
+
+
 def _float8_weight(module: Float8Weight) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "shape": tuple(module.weight.shape),
@@ -202,6 +221,7 @@ HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     IntegerWeight: Helper("IntegerWeight", _integer_weight),
     PackedWeight: Helper("PackedWeight", _packed_weight),
     BinaryWeight: Helper("PackedWeight", _packed_weight),
+    CodebookWeight: Helper("CodebookWeight", _codebook_weight),
     Float8Weight: Helper("Float8Weight", _float8_weight),
     Float8Rounding: Helper("Float8Rounding", _float8_rounding),
     Signs: Helper("Signs", _no_arguments),

@@ -14,8 +14,9 @@ from fxcompress.emit._source.layout import space_slices, wrap
 __all__ = ["render"]
 
 _HELPERS: Final = (
-    "DynamicQuantize", "Exit", "Experts", "FakeQuantize", "Float8Rounding", "Float8Weight",
-    "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear", "IntegerWeight", "PackedWeight", "RoundedRecurrent",
+    "CodebookWeight", "DynamicQuantize", "Exit", "Experts", "FakeQuantize", "Float8Rounding",
+    "Float8Weight", "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear", "IntegerWeight",
+    "PackedWeight", "RoundedRecurrent",
     "Signs", "StochasticDepth",
 )  # fmt: skip
 # What an import is needed for, and the import, in the order of the file.

@@ -8,6 +8,7 @@ ROWS = (
     row("fake_quant", "quantize", "input", nn="fxcompress.nn.FakeQuantize", fn=""),
     row("dynamic_quant", "quantize", "input", nn="fxcompress.nn.DynamicQuantize", fn=""),
     row("binarize", "quantize", "input", nn="fxcompress.nn.Binarize", fn=""),
+    row("codebook", "quantize", "input", nn="fxcompress.nn.Codebook", fn=""),
     row("float_quant", "quantize", "input", nn="fxcompress.nn.FloatQuantize", fn=""),
     row("experts", "matmul", "input weights indices", nn="fxcompress.nn.Experts", fn=""),
     row("mask", "elementwise", "input", nn="fxcompress.nn.Mask", fn=""),

@@ -1,0 +1,1 @@
+"""How `factorize.share_weights` finds the values that weights share, and inserts them."""
