@@ -19,6 +19,7 @@ from passes.factorize._kernels.choose import Ranks
 from passes.factorize._kernels.decide import Method
 from passes.factorize._kernels.layers import Kernel, named
 from passes.factorize._kernels.model import Part
+from passes.factorize._kernels.vectors import left_vectors
 
 if TYPE_CHECKING:
     from fxcompress.pipeline.context import Context
@@ -84,7 +85,7 @@ def _exact(tensor: Tensor, rank: int) -> list[Tensor]:
 
 
 def _start(matrix: Tensor, rank: int, generator: torch.Generator) -> Tensor:
-    left = torch.linalg.svd(matrix, full_matrices=False).U[:, :rank]
+    left = left_vectors(matrix)[0][:, :rank]
     more = torch.randn(len(matrix), rank - left.shape[1], generator=generator, dtype=left.dtype)
     return torch.cat([left, more / len(matrix) ** 0.5], dim=1)
 

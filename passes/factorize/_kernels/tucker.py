@@ -16,6 +16,7 @@ from passes.factorize._kernels.decide import Method
 from passes.factorize._kernels.layers import Kernel, named
 from passes.factorize._kernels.model import Part
 from passes.factorize._kernels.vbmf import noise_rank
+from passes.factorize._kernels.vectors import left_vectors
 
 if TYPE_CHECKING:
     from fxcompress.pipeline.context import Context
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Bases", "TuckerMethod"]
 
 _ROUNDING: Final = 1e-12
-_SETTLED: Final = 1e-9
+_SETTLED: Final = 1e-6
 """Of the energy: a round of improvement that brings less is the last."""
 
 _SIDE: Final = 8
@@ -112,8 +113,7 @@ class Bases:
 
 def _leading(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """Return the left singular vectors of the first unfolding, and its singular values."""
-    left, values, _ = torch.linalg.svd(tensor.flatten(1), full_matrices=False)
-    return left, values
+    return left_vectors(tensor.flatten(1))
 
 
 class TuckerMethod(Method):
