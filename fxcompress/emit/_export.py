@@ -10,11 +10,12 @@ from typing import Any, Final
 import torch
 from torch import fx, nn
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
+from torch.fx.experimental import _config as _sizes
 from torch.utils import _pytree as pytree
 
 from fxcompress.emit._branches import write_branches
 from fxcompress.emit._grouped import write_products_out
-from fxcompress.emit._plain import PlainProgram
+from fxcompress.emit._plain import Call, PlainProgram
 from fxcompress.emit._probes import Leaves
 from fxcompress.errors import EmitError
 from fxcompress.ir.signature import Dim
@@ -25,6 +26,7 @@ __all__ = ["Exported", "export_program"]
 _BRANCHES: Final = (
     "{count} early exits are branches: a batch stops at the first one that all its samples may take"
 )
+_CHECKED: Final = "sizes follow formulas: the file itself checks whether it was made for them"
 _MANY: Final = 2**48
 _ATTEMPTS: Final = 3
 _FIXES: Final = "Suggested fixes:"
@@ -68,10 +70,15 @@ def export_program(
                 # The graph works for a part of the range only: positions up to 512, say.
                 fixes = _suggested_fixes(str(error))
                 if not fixes:
-                    raise _refused(error) from error
+                    program, notes = _checked(plain, call, shapes, error), (_CHECKED,)
+                    break
                 shapes = refine_dynamic_shapes_from_suggested_fixes(fixes, shapes)
                 notes = (_sizes_note(shapes),)
                 refusal = error
+            except AssertionError as error:
+                # torch fails while it words a bound on a formula of sizes.
+                program, notes = _checked(plain, call, shapes, error), (_CHECKED,)
+                break
             except Exception as error:
                 raise _refused(error) from error
         else:
@@ -81,11 +88,36 @@ def export_program(
     return Exported(program, notes)
 
 
+def _checked(
+    plain: PlainProgram, call: Call, shapes: Any, refusal: Exception
+) -> torch.export.ExportedProgram:
+    """Export a graph whose sizes follow formulas: what they must satisfy is checked in the file.
+
+    Raises:
+        EmitError: torch.export refuses that, too.
+    """
+    try:
+        with _sizes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            return _export(plain, call.args, call.kwargs, shapes, checked=True)
+    except Exception as error:
+        raise _refused(refusal) from error
+
+
 def _export(
-    plain: PlainProgram, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
+    plain: PlainProgram,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: Any,
+    *,
+    checked: bool = False,
 ) -> torch.export.ExportedProgram:
     program = torch.export.export(
-        _ordinary(plain.module), args, kwargs, dynamic_shapes=shapes or None, strict=False
+        _ordinary(plain.module),
+        args,
+        kwargs,
+        dynamic_shapes=shapes or None,
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=checked,
     )
     for graph_module in program.graph_module.modules():
         if isinstance(graph_module, torch.fx.GraphModule):

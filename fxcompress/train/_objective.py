@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.errors import UsageError
+from fxcompress.nn import TopTokens
 from fxcompress.train._feed import seed_of
 from fxcompress.train._peer import Peer, make_peer
 from fxcompress.train.hooks import Hooks, Moment
@@ -87,6 +88,8 @@ class Objective:
     ) -> None:
         self.module, self.teacher, self.joint, self.peer = module, teacher, joint, peer
         self.terms, self.hooks = (*terms, *(() if peer is None else peer.terms)), hooks
+        # What changes over a training by a schedule of its own.
+        self._scheduled = [each for each in module.modules() if isinstance(each, TopTokens)]
 
     def __call__(self, batch: Any, target: Any, moment: Moment) -> dict[str, Tensor]:
         """Return each term by name, and under the empty name their weighted sum.
@@ -104,6 +107,8 @@ class Objective:
         Raises:
             DataError: The batch does not fit a loss.
         """
+        for each in self._scheduled:
+            each.progress = moment.progress
         totals = self._totals(batch, target, moment.progress)
         found: dict[str, Part] = {}
         for term in self.terms:

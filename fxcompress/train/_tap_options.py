@@ -18,6 +18,7 @@ __all__ = [
     "Fsp",
     "MiniLm",
     "Rkd",
+    "Routing",
     "SimilarityPreserving",
     "Taps",
 ]
@@ -204,3 +205,15 @@ class Exits(Taps):
         if self.weights and self.taps and len(self.weights) != len(self.taps):
             raise ValueError("`weights` has a number for each of `taps`")
         return self
+
+
+class Routing(Taps):
+    """Cross entropy of what predicts which tokens a router chooses."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"taps"})
+    use: Literal["routing"]
+
+    @property
+    def compares(self) -> bool:
+        """The routers themselves teach."""
+        return False

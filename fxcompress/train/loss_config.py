@@ -33,6 +33,7 @@ from fxcompress.train._tap_options import (
     Fsp,
     MiniLm,
     Rkd,
+    Routing,
     SimilarityPreserving,
     Taps,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "ReverseKl",
     "Rkd",
     "RouterZ",
+    "Routing",
     "Schedule",
     "SequenceLevel",
     "SimilarityPreserving",
@@ -110,6 +112,7 @@ LossConfig: TypeAlias = Annotated[
     | Exits
     | LoadBalance
     | RouterZ
+    | Routing
     | Custom,
     Field(discriminator="use"),
 ]

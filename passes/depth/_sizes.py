@@ -14,7 +14,7 @@ from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 if TYPE_CHECKING:
     from fxcompress.rewrite import GraphRewriter
 
-__all__ = ["can_rebuild", "rebuild"]
+__all__ = ["Rebuilder", "can_rebuild", "rebuild"]
 
 _CHAINS: Final[dict[type, Callable[..., Any]]] = {
     sympy.Add: operator.add,
@@ -37,7 +37,7 @@ def rebuild(rewriter: GraphRewriter, size: fx.Node, entry: fx.Node) -> fx.Node:
     """Return a node that computes the size from the entry, placed after it."""
     expression = _expression(size.meta["val"])
     assert expression is not None, "only what can_rebuild accepts is rebuilt"
-    built = _Rebuilder(rewriter, entry).build(expression)
+    built = Rebuilder(rewriter, entry).build(expression)
     assert isinstance(built, fx.Node), "a size that is a number is never rebuilt"
     return built
 
@@ -67,7 +67,9 @@ def _covers(expression: sympy.Expr, symbols: set[sympy.Expr]) -> bool:
     return type(expression) in _CHAINS and all(_covers(e, symbols) for e in expression.args)
 
 
-class _Rebuilder:
+class Rebuilder:
+    """Computes sizes from the dimensions of one tensor."""
+
     def __init__(self, rewriter: GraphRewriter, entry: fx.Node) -> None:
         self.rewriter, self.entry = rewriter, entry
         self.dimensions = _dimensions(entry)

@@ -24,7 +24,7 @@ _TAKEN: Final = frozenset(
      "Float8Rounding", "Float8Weight", "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear",
      "IntegerWeight", "Iterator",
      "PackedWeight", "Parameter", "Path", "RoundedRecurrent", "Signs", "StochasticDepth", "Tensor",
-     "TrainingSwitch", "OrderedDict"}
+     "TopTokens", "TrainingSwitch", "OrderedDict"}
 )  # fmt: skip
 # Places of modules that leaves were given; a child's own name has neither dot nor bracket.
 _ADDED: Final = ("self.", "self[")

@@ -35,6 +35,7 @@ from fxcompress.nn import (
     OperandRNN,
 )
 from fxcompress.nn.exits import Exit
+from fxcompress.nn.routing import TopTokens
 from fxcompress.nn.stochastic import StochasticDepth
 
 __all__ = ["HELPERS", "Helper", "IntegerLayer", "merge_weights"]
@@ -196,6 +197,10 @@ def _stochastic(module: StochasticDepth) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names}
 
 
+def _top_tokens(module: TopTokens) -> dict[str, Any]:
+    return {name: getattr(module, name) for name in ("capacity", "causal")}
+
+
 def _exit(module: Exit) -> dict[str, Any]:
     return {name: getattr(module, name) for name in ("threshold", "criterion")}
 
@@ -232,6 +237,7 @@ HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     OperandRNN: Helper("RoundedRecurrent", _recurrent),
     StochasticDepth: Helper("StochasticDepth", _stochastic),
     Exit: Helper("Exit", _exit),
+    TopTokens: Helper("TopTokens", _top_tokens),
 }
 
 _MERGED: Final[Mapping[type[nn.Module], type[IntegerLayer]]] = {

@@ -17,7 +17,7 @@ _HELPERS: Final = (
     "CodebookWeight", "DynamicQuantize", "Exit", "Experts", "FakeQuantize", "Float8Rounding",
     "Float8Weight", "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear", "IntegerWeight",
     "PackedWeight", "RoundedRecurrent",
-    "Signs", "StochasticDepth",
+    "Signs", "StochasticDepth", "TopTokens",
 )  # fmt: skip
 # What an import is needed for, and the import, in the order of the file.
 _IMPORTS: Final = (
@@ -25,6 +25,7 @@ _IMPORTS: Final = (
     (r"\bmath\.", "import math"),
     (r"\boperator\.", "import operator"),
     (r"\bOrderedDict\(", "from collections import OrderedDict"),
+    (r"\bFraction\(", "from fractions import Fraction"),
     (r"\bPath\b", "from pathlib import Path"),
     (r"\bAny\b", "from typing import Any"),
     (r"", ""),

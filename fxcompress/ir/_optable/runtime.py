@@ -16,6 +16,7 @@ ROWS = (
     row("training_switch", "other", "", nn="fxcompress.nn.TrainingSwitch", fn=""),
     row("stochastic_depth", "dropout", "input", nn="fxcompress.nn.StochasticDepth", fn=""),
     row("layer_drop", "elementwise", "input other", nn="fxcompress.nn.LayerDrop", fn=""),
+    row("top_tokens", "index", "input other", nn="fxcompress.nn.TopTokens", fn=""),
     row("exit", "elementwise", "input other", nn="fxcompress.nn.Exit", fn=""),
     row("fake_quantize_per_tensor_affine", "quantize",
         "input scale zero_point | quant_min quant_max"),

@@ -26,6 +26,7 @@ from fxcompress.train.losses import (
     memory,
     relations,
     routers,
+    routing,
 )
 from fxcompress.train.losses._outcome import LossFunction, Outcome, Term, Total
 from fxcompress.train.losses._taps import Shapes
@@ -80,6 +81,7 @@ LOSSES: Final[Mapping[str, Row]] = {
     "exits": Row(config.Exits, exits.exits),
     "load_balance": Row(config.LoadBalance, routers.load_balance),
     "router_z": Row(config.RouterZ, routers.router_z),
+    "routing": Row(config.Routing, routing.routing),
 }
 """Every loss but `custom`, by what `use` says."""
 

@@ -1,0 +1,216 @@
+"""Route tokens around a block: choose, gather, run the block on what was chosen, scatter back."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress.nn import Tap, TopTokens
+from fxcompress.rewrite import insert_tap
+from passes.depth._blocks import Region, ends, find_regions
+from passes.depth._routing.sizes import Sizes
+from passes.depth._routing.tokens import Gathered, Tokens, tokens_of
+
+if TYPE_CHECKING:
+    from fxcompress.rewrite import GraphRewriter
+    from passes.depth.mixture_of_depths import MixtureOfDepthsDecision, Routed
+
+__all__ = ["ROUTE", "insert_routers"]
+
+ROUTE: Final = "route"
+"""The name of taps on choices, before the block's number."""
+
+_ALL: Final = 8.0
+"""A predictor's bias that lets all tokens through."""
+
+
+def insert_routers(rewriter: GraphRewriter, decision: MixtureOfDepthsDecision) -> None:
+    """Insert routers, and let the blocks see the chosen tokens alone."""
+    from glob import escape
+
+    paths = [escape(each.path) for each in decision.blocks]
+    found = {region.path: region for region in find_regions(rewriter.program, paths)}
+    read = {path: tokens_of(region) for path, region in found.items()}
+    # Last first: what a block makes is read by the router of the next.
+    for block in reversed(decision.blocks):
+        _Block(rewriter, decision, block, found[block.path], read[block.path]).route()
+
+
+class _Block:
+    def __init__(
+        self,
+        rewriter: GraphRewriter,
+        decision: MixtureOfDepthsDecision,
+        block: Routed,
+        region: Region,
+        tokens: Tokens,
+    ) -> None:
+        self.rewriter, self.decision, self.block = rewriter, decision, block
+        self.region, self.tokens = region, tokens
+        self.entry, self.exit = ends(region)
+        self.scope = _scope_of(region)
+        self.last = self.entry
+        self.made: dict[tuple[fx.Node, int, bool], fx.Node] = {}
+        state: Tensor = self.entry.meta["val"]
+        self.width, self.dtype = int(state.shape[2]), state.dtype
+
+    def route(self) -> None:
+        """Insert everything, from the router to the scatter."""
+        inside = set(self.region.nodes)
+        users = [user for user in self.exit.users if user not in inside]
+        places, taken, scores, likely = self._choice()
+        where = self._method("expand", self._method("unsqueeze", places, -1), -1, -1, self.width)
+        chosen = self._method("gather", self.entry, 1, where)
+        sizes = Sizes(self.rewriter, self.region, self.tokens.data, self.entry, chosen, self.scope)
+        readers = self.tokens.data & set(self.entry.users)
+        self.rewriter.replace_uses(self.entry, chosen, only=readers.__contains__)
+        self.last = sizes.follow(self.last)
+        for each in self.tokens.gathered:
+            self._gather(each, places, taken)
+        self.last = self.exit
+        mixed = self._weighted(chosen, scores, places, taken)
+        whole = self._method("scatter", self.entry, 1, where, mixed)
+        self.rewriter.replace_uses(self.exit, whole, only=set(users).__contains__)
+        self._tap(likely, places)
+
+    def _choice(self) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node]:
+        """Return the places of the chosen tokens, which count, the scores, and the prediction."""
+        decision, path = self.decision, self.block.path
+        weight, bias = self._start()
+        router = _linear(weight, None, self.dtype)
+        if decision.capacity == 1:
+            # Surely all tokens, so that nothing changes.
+            weight, bias = torch.zeros_like(weight), _ALL
+        predictor = _linear(weight, bias, self.dtype)
+        score = self._module(f"{path}.router", router, self.entry)
+        scores = self._method("squeeze", score, -1)
+        seen = self._method("detach", self.entry)
+        likely = self._method("squeeze", self._module(f"{path}.predictor", predictor, seen), -1)
+        top = TopTokens(decision.capacity, decision.causal, decision.start, decision.until)
+        both = self._module(f"{path}.top_tokens", top, scores, likely)
+        places = self._function(operator.getitem, both, 0)
+        taken = self._function(operator.getitem, both, 1)
+        return places, taken, scores, likely
+
+    def _start(self) -> tuple[Tensor, float]:
+        """Return the router's weight `[1, width]`, and the predictor's bias."""
+        found = self.decision.arrays.get(f"{self.block.path}.weight")
+        if found is not None:
+            threshold = float(self.decision.arrays[f"{self.block.path}.threshold"])
+            return found, -threshold
+        generator = torch.Generator().manual_seed(self.decision.seed + self.block.index)
+        weight = torch.randn(1, self.width, generator=generator) * self.width**-0.5
+        return weight, 0.0
+
+    def _weighted(
+        self, chosen: fx.Node, scores: fx.Node, places: fx.Node, taken: fx.Node
+    ) -> fx.Node:
+        """Return what chosen tokens become: y + g·tanh(s)·(y − x), or x where they do not count."""
+        name = self.rewriter.fresh_path(f"{self.block.path}.route_gain")
+        self.rewriter.add_tensor(name, torch.zeros(1, dtype=self.dtype), trainable=True)
+        gain = self.last = self.rewriter.get_attr(name, after=self.last, scope=self.scope)
+        own = self._method("tanh", self._method("gather", scores, 1, places))
+        factor = self._method("unsqueeze", self._function(torch.mul, own, gain), -1)
+        added = self._function(torch.sub, self.exit, chosen)
+        made = self._function(torch.add, self.exit, self._function(torch.mul, factor, added))
+        if not self.decision.causal:
+            return made
+        counts = self._method("unsqueeze", taken, -1)
+        return self._function(torch.where, counts, made, chosen)
+
+    def _gather(self, each: Gathered, places: fx.Node, taken: fx.Node) -> None:
+        """Let a node read a value's entries of the chosen tokens."""
+        known = each.value, each.rank, each.keys
+        if known not in self.made:
+            self.made[known] = self._entries(each, places, taken)
+        node = self.made[known]
+        self.rewriter.replace_uses(each.value, node, only={each.reader}.__contains__)
+
+    def _entries(self, each: Gathered, places: fx.Node, taken: fx.Node) -> fx.Node:
+        """Return a value's entries of the chosen tokens, lined up with what reads them."""
+        value = each.value
+        self.last = max(value, places, taken, self.last)
+        if self.last > each.reader:
+            self.last = max(value, places, taken)
+        found: Tensor = value.meta["val"]
+        shape: list[Any] = [1] * (each.rank - found.dim()) + list(found.shape)
+        node = value
+        for _ in range(each.rank - found.dim()):
+            node = self._method("unsqueeze", node, 0)
+        batch = self._method("size", self.entry, 0)
+        node = self._method("expand", node, batch, *[-1] * (each.rank - 1))
+        for dim in each.dims:
+            at = each.rank + dim
+            index = places
+            for _ in range(at - 1):
+                index = self._method("unsqueeze", index, 1)
+            for _ in range(each.rank - at - 1):
+                index = self._method("unsqueeze", index, -1)
+            wide = [self._wide(node, place, shape, at) for place in range(1, each.rank)]
+            index = self._method("expand", index, -1, *wide)
+            node = self._method("gather", node, at, index)
+            shape[at] = None
+        if each.keys and self.decision.causal:
+            node = self._unseen(node, taken, found.dtype, each.rank)
+        return node
+
+    def _wide(self, node: fx.Node, place: int, shape: list[Any], at: int) -> Any:
+        """Return the size of a dim of an index: as it is in what is gathered from."""
+        if place == at:
+            return -1
+        size = shape[place]
+        return size if type(size) is int else self._method("size", node, place)
+
+    def _unseen(self, mask: fx.Node, taken: fx.Node, dtype: torch.dtype, rank: int) -> fx.Node:
+        """Hide what fills up from all others."""
+        keys = taken
+        for _ in range(rank - 2):
+            keys = self._method("unsqueeze", keys, 1)
+        if dtype == torch.bool:
+            return self._function(torch.logical_and, mask, keys)
+        lowest = torch.finfo(dtype).min
+        return self._method("masked_fill", mask, self._method("logical_not", keys), lowest)
+
+    def _tap(self, likely: fx.Node, places: fx.Node) -> None:
+        """Tap the prediction beside the choice, `[batch, tokens, 2]`, for the loss to compare."""
+        if not self.decision.causal:
+            return
+        self.last = max(likely, places)
+        none = self._function(torch.zeros_like, likely)
+        chosen = self._method("scatter", none, 1, places, 1.0)
+        both = self._function(torch.stack, (likely, chosen), -1)
+        insert_tap(self.rewriter, both, Tap(f"{ROUTE}_{self.block.index}", at=self.block.path))
+
+    # -- nodes -------------------------------------------------------------------------------------
+
+    def _module(self, path: str, module: nn.Module, *args: Any) -> fx.Node:
+        path = self.rewriter.fresh_path(path)
+        self.last = self.rewriter.call_module(path, module, args, after=self.last, scope=self.scope)
+        return self.last
+
+    def _method(self, name: str, *args: Any) -> fx.Node:
+        self.last = self.rewriter.call_method(name, args, after=self.last, scope=self.scope)
+        return self.last
+
+    def _function(self, function: Any, *args: Any) -> fx.Node:
+        self.last = self.rewriter.call_function(function, args, after=self.last, scope=self.scope)
+        return self.last
+
+
+def _linear(weight: Tensor, bias: float | None, dtype: torch.dtype) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], 1, bias=bias is not None)
+    with torch.no_grad():
+        made.weight.copy_(weight)
+        if bias is not None:
+            made.bias.fill_(bias)
+    return made.to(dtype)
+
+
+def _scope_of(region: Region) -> tuple[tuple[str, str], ...]:
+    """Return the scope of a block itself."""
+    scope = region.nodes[0].meta["scope"]
+    place = next(i for i, (path, _) in enumerate(scope) if path == region.path)
+    return tuple(scope[: place + 1])
