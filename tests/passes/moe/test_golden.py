@@ -4,10 +4,14 @@ import pytest
 import torch
 
 from fxcompress.ir import Program, capture
-from fxcompress.testing import hash_weights_
+from fxcompress.pipeline.context import Context
+from fxcompress.testing import hash_inputs, hash_weights_
+from passes.moe.change_top_k import ChangeTopK
 from passes.moe.lift import Lift
+from passes.moe.merge_experts import MergeExperts
 from passes.moe.upcycle import Upcycle
 from tests.passes.models import Transformer, token_batches
+from tests.passes.moe.leaves import mixture, program_of
 from tests.passes.moe.mixtures import WIDTH, Stacked
 from tests.passes.support import apply
 
@@ -32,3 +36,17 @@ def test_lift(golden_graph):
     x = torch.zeros(2, 3, WIDTH)
     program = capture(Stacked(), (x,), dynamic={"x": {0: "batch", 1: "seq"}}, verify=False)
     golden_graph(apply(Lift, hash_weights_(program), {}).program)
+
+
+@pytest.mark.golden("passes/moe/change_top_k")
+def test_change_top_k(golden_graph):
+    program = hash_weights_(program_of(mixture(renormalise=False)))
+    golden_graph(apply(ChangeTopK, program, {"top_k": 3, "renormalize": "always"}).program)
+
+
+@pytest.mark.golden("passes/moe/merge_experts")
+def test_merge_experts(golden_graph):
+    program = hash_weights_(program_of(mixture()))
+    data = {"calibration": [hash_inputs(program, {"batch": 16}, seed=0)]}
+    options = {"groups": [[0, 2], [1, 3, 5]], "calibration": 16}
+    golden_graph(apply(MergeExperts, program, options, Context(data=data)).program)

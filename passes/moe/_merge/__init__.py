@@ -1,0 +1,1 @@
+"""Experts that become one: groups, permutations of hidden units, weighted means."""
