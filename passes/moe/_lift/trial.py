@@ -67,6 +67,7 @@ def evaluate(
     known: Mapping[fx.Node, Any],
     stubs: Mapping[fx.Node, Stub],
     sizes: Sizes,
+    changed: Mapping[fx.Node, tuple[Any, Any]] | None = None,
 ) -> Any:
     """Return the value of a node.
 
@@ -75,6 +76,7 @@ def evaluate(
         known: Values of the nodes where the part begins.
         stubs: What stands for some nodes.
         sizes: Numbers for dynamic sizes.
+        changed: Other positional and keyword arguments for some nodes.
 
     Raises:
         Miss: It needs something else, or cannot be run.
@@ -89,7 +91,8 @@ def evaluate(
             raise Miss("it cannot be tried", target)
         for node in ready:
             del waiting[node]
-            values[node] = _run(node, values, stubs, sizes)
+            given = (changed or {}).get(node, (node.args, node.kwargs))
+            values[node] = _run(node, values, stubs, sizes, given)
     return values[target]
 
 
@@ -104,7 +107,11 @@ def _is_size(node: fx.Node) -> bool:
 
 
 def _run(
-    node: fx.Node, values: Mapping[fx.Node, Any], stubs: Mapping[fx.Node, Stub], sizes: Sizes
+    node: fx.Node,
+    values: Mapping[fx.Node, Any],
+    stubs: Mapping[fx.Node, Stub],
+    sizes: Sizes,
+    given: tuple[Any, Any],
 ) -> Any:
     if node in stubs:
         return stubs[node].run(*(values[each] for each in stubs[node].reads))
@@ -114,7 +121,7 @@ def _run(
         raise Miss(f"it reads the input {node.target}", node)
     if node.op == "get_attr":
         return _constant(node)
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = fx.node.map_arg(given, values.__getitem__)
     kwargs = {**kwargs, "device": "cpu"} if "device" in kwargs else dict(kwargs)
     try:
         if node.op == "call_module":

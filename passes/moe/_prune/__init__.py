@@ -1,0 +1,1 @@
+"""Experts that go: scores, the choice, and the router that follows."""
