@@ -9,6 +9,7 @@ from fxcompress.testing import hash_inputs, hash_weights_
 from passes.moe.change_top_k import ChangeTopK
 from passes.moe.lift import Lift
 from passes.moe.merge_experts import MergeExperts
+from passes.moe.to_dense import ToDense
 from passes.moe.upcycle import Upcycle
 from tests.passes.models import Transformer, token_batches
 from tests.passes.moe.leaves import mixture, program_of
@@ -50,3 +51,9 @@ def test_merge_experts(golden_graph):
     data = {"calibration": [hash_inputs(program, {"batch": 16}, seed=0)]}
     options = {"groups": [[0, 2], [1, 3, 5]], "calibration": 16}
     golden_graph(apply(MergeExperts, program, options, Context(data=data)).program)
+
+
+@pytest.mark.golden("passes/moe/to_dense")
+def test_to_dense(golden_graph):
+    options = {"how": "concat", "weighting": "uniform", "targets": ["blocks.1.*"]}
+    golden_graph(apply(ToDense, hash_weights_(program_of(mixture())), options).program)
