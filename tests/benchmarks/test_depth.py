@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.depth import criteria
+from benchmarks.depth import criteria, share
 from fxcompress.spec import parse_steps
 
 
@@ -52,3 +52,17 @@ def test_a_healed_row_replaces_the_one_before(
     criteria.note(_row("a", 20, 150.0))
     criteria.note(_row("a", 10, 100.0, 70.0))
     assert {row.key: row.healed for row in criteria.read()} == {"10% a": 70.0, "20% a": None}
+
+
+def test_the_table_of_shared_layers_goes_from_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(share, "FILE", tmp_path / "rows.json")
+    share.note(share.Row("three pairs", "mean", 17_400_000, 0.2))
+    share.note(share.Row("three pairs", "first", 17_400_000, 0.4))
+    share.note(share.Row("three pairs", "first", 17_400_000, 0.4, 0.9, 100.0))
+    lines = share.render(share.read()).splitlines()[-2:]
+    assert lines[0] == "| three pairs | first | 17.4 M | 0.400 | 0.900 | 100 |"
+    assert lines[1].endswith("| 0.200 | – | – |")
+    for groups in share.GROUPS.values():
+        parse_steps([{"use": "depth.share_layers", "groups": groups}])
