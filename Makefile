@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test slow golden zoo bench schema docs support clean
+.PHONY: help setup demo check test slow golden zoo bench schema docs support rewrites clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -54,9 +54,13 @@ schema: setup ## Write the JSON Schema of spec files
 docs: setup ## Write the generated page and pictures of docs/
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/pictures.py
+	$(BIN)/python docs/rewrite_pictures.py
 
 support: setup ## Run every pass in every runtime and write docs/support.md
 	$(BIN)/python -W ignore docs/support.py
+
+rewrites: setup ## Run every structural pass on every model of the zoo and write docs/rewrites.md
+	$(BIN)/python -W ignore -m benchmarks.rewrites.sweep --jobs 2
 
 clean: ## Remove runs and caches, keep .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,8 +24,8 @@ def results_page(table: Table) -> str:
         "",
         "Each pass on each model: captured, rewritten, and run on inputs with another batch size "
         "and padding. *Equal*: outputs within 1e-5 of their range, and gradients of what was left "
-        "as it was within 1e-4 of the largest, or within what float32 itself does to the model's "
-        "outputs; the table has the median and the largest difference of outputs. "
+        "as it was within 1e-4 of the largest (outputs also within four times what float32 does to "
+        "the model's own); the table has the median and the largest difference of outputs. "
         "*Changed*: rewritten, and outputs are finite and others, as the pass says. *Nothing*: "
         "nothing in the model fits the pass. *Refused*: a clear error, most often that nothing "
         "fits. Not all models were run for all passes; how many were is in the second column.",
@@ -60,8 +60,8 @@ def families_page(table: Table) -> str:
         "Every cell was run: a small model of the family was captured, went through the pass, and "
         "was run on inputs with another batch size and padding.",
         "",
-        "= outputs are what they were, within 1e-5 of their range (or what float32 itself does to "
-        "them), and gradients too; "
+        "= outputs are what they were, within 1e-5 of their range (or four times what float32 does "
+        "to the model's own), and gradients too; "
         "≈ rewritten, outputs are others, as the pass says; · nothing in it fits the pass; "
         "– the pass refuses with a clear error; ✗ a fault. "
         "`make rewrites` runs it again; a test of `make slow` holds every cell to what it says. "

@@ -34,14 +34,7 @@ def _one(use: str, /, *, equal: bool = False, what: str = "", **options: Any) ->
 
 
 ROWS: Final[Mapping[str, Row]] = {
-    "depth.skip_blocks": _one(
-        "depth.skip_blocks", count=1, criterion="random", what="one block, by chance"
-    ),
-    "depth.merge_layers": _one(
-        "depth.merge_layers", groups=[[0, 1]], what="the second block into the first"
-    ),
-    "depth.share_layers": _one("depth.share_layers", groups=2, what="two groups"),
-    "factorize.svd": _one("factorize.svd", energy=0.9, calibration=2, what="90 % of the energy"),
+    "tidy.fuse": _one("tidy.fuse", equal=True),
     "tidy.fold_batchnorm": _one("tidy.fold_batchnorm", equal=True),
     "tidy.replace_activation, silu": _one(
         "tidy.replace_activation", replace={"silu": "hardswish"}, what="SiLU by hard swish"
@@ -50,6 +43,37 @@ ROWS: Final[Mapping[str, Row]] = {
         "tidy.replace_activation", replace={"gelu": "relu"}, what="GELU by ReLU"
     ),
     "prune.channels": _one("prune.channels", ratio=0.25, what="a quarter of each axis"),
+    "depth.skip_blocks": _one(
+        "depth.skip_blocks", count=1, criterion="random", what="one block, by chance"
+    ),
+    "depth.merge_layers": _one(
+        "depth.merge_layers", groups=[[0, 1]], what="the second block into the first"
+    ),
+    "depth.share_layers": _one("depth.share_layers", groups=2, what="in pairs"),
+    "depth.stochastic": _one("depth.stochastic", equal=True, what="the default, run as deployed"),
+    "depth.early_exit": _one(
+        "depth.early_exit", after=[0], head="linear", what="after the first block"
+    ),
+    "moe.lift": _one("moe.lift", equal=True),
+    "moe.upcycle": _one("moe.upcycle", equal=True, experts=4, top_k=1, what="one expert of 4"),
+    "moe.prune_experts": _one(
+        "moe.prune_experts", ratio=0.25, criterion="random", what="a quarter, by chance"
+    ),
+    "moe.merge_experts": _one(
+        "moe.merge_experts", ratio=0.5, calibration=2, what="into half as many"
+    ),
+    "moe.change_top_k": _one("moe.change_top_k", top_k=1, what="one expert a token"),
+    "moe.to_dense": _one("moe.to_dense", calibration=2),
+    "depth.mixture_of_depths": _one(
+        "depth.mixture_of_depths", capacity=1.0, equal=True, what="all tokens"
+    ),
+    "factorize.svd": _one("factorize.svd", energy=0.9, calibration=2, what="90 % of the energy"),
+    "factorize.tucker": _one("factorize.tucker", ratio=0.5, what="half of the channels"),
+    "factorize.cp": _one("factorize.cp", ratio=0.5, iterations=5, what="half of full rank"),
+    "factorize.depthwise": _one(
+        "factorize.depthwise", multiplier=1, whiten="none", what="one filter a channel"
+    ),
+    "factorize.share_weights": _one("factorize.share_weights", entries=16, iterations=5),
 }
 
 # Heading of docs/rewrites.md -> the model of the zoo that stands for the family.

@@ -18,7 +18,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +31,7 @@ __all__ = ["main"]
 
 FILE: Final = RESULTS / "rewrites.json"
 PAGE: Final = Path(__file__).parents[2] / "docs" / "rewrites.md"
-SECONDS: Final = 60
+SECONDS: Final = 120
 Table = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -53,15 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.zoo._preload"])
-    with ProcessPoolExecutor(options.jobs, context, max_tasks_per_child=4) as pool:
-        started = {pool.submit(measure, model, missing): model for model, missing in todo.items()}
-        for done, future in enumerate(as_completed(started), 1):
-            model = started[future]
-            table.setdefault(model, {}).update(future.result())
+    with context.Pool(options.jobs, maxtasksperchild=4) as pool:
+        for done, (model, cells) in enumerate(pool.imap_unordered(_cells, todo.items()), 1):
+            table.setdefault(model, {}).update(cells)
             FILE.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
             print(f"[{done}/{len(todo)}] {model}", file=sys.stderr, flush=True)
     (RESULTS / "rewrites.md").write_text(results_page(table), encoding="utf-8")
     PAGE.write_text(families_page(table), encoding="utf-8")
+
+
+def _cells(task: tuple[str, Sequence[str]]) -> tuple[str, dict[str, dict[str, Any]]]:
+    model, rows = task
+    return model, measure(model, rows)
 
 
 def measure(model_id: str, rows: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 import networkx as nx
@@ -123,14 +124,29 @@ def _spread(layers: list[list[_Place]], graph: nx.DiGraph[_Place]) -> dict[_Plac
     for sweep in range(_SWEEPS):
         for layer in layers if sweep % 2 == 0 else layers[::-1]:
             wanted = [_pulled(x, graph, place) for place in layer]
-            found: list[float] = []
-            for i, place in enumerate(layer):
-                least = found[-1] + _apart(layer[i - 1], place) if found else float("-inf")
-                found.append(max(wanted[i], least))
-            # What pushed to the right all goes back by the mean of it.
-            shift = sum(w - f for w, f in zip(wanted, found, strict=True)) / max(len(layer), 1)
-            x.update({place: f + shift for place, f in zip(layer, found, strict=True)})
+            x.update(zip(layer, _without_overlap(layer, wanted), strict=True))
     return x
+
+
+def _without_overlap(layer: Sequence[_Place], wanted: Sequence[float]) -> list[float]:
+    """Return places far enough from each other, in their order, nearest to those wanted.
+
+    Without what must lie between them, places may only grow: that is isotonic regression, by
+    pooling adjacent violators (Best and Chakravarti, 1990, section 2).
+    """
+    offsets = [0.0]
+    for one, other in pairwise(layer):
+        offsets.append(offsets[-1] + _apart(one, other))
+    pools: list[tuple[float, int]] = []
+    for place, offset in zip(wanted, offsets, strict=True):
+        pool = (place - offset, 1)
+        while pools and pools[-1][0] > pool[0]:
+            mean, count = pools.pop()
+            size = count + pool[1]
+            pool = (mean * count + pool[0] * pool[1]) / size, size
+        pools.append(pool)
+    levels = [mean for mean, count in pools for _ in range(count)]
+    return [level + offset for level, offset in zip(levels, offsets, strict=True)]
 
 
 def _pulled(x: dict[_Place, float], graph: nx.DiGraph[_Place], place: _Place) -> float:

@@ -51,7 +51,7 @@ def render_pair(before: Program, after: Program, title: str) -> str:
     """Return both graphs side by side as an SVG file of its own.
 
     What went is marked on the left, what came on the right, and what is there in both but reads or
-    makes something else on both sides. Parameters, constants and sizes are left out.
+    makes something else on both sides. Sizes are left out.
 
     Args:
         before: The Program before.
@@ -70,7 +70,7 @@ def _panel(graph: UnionGraph, program: Program, without: str, title: str, x: flo
     shown = [
         i
         for i, node in enumerate(graph.nodes)
-        if node.status != without and node.op != "get_attr" and not node.type.startswith("int(")
+        if node.status != without and not node.type.startswith("int(")
     ]
     edges = [
         edge
@@ -78,7 +78,7 @@ def _panel(graph: UnionGraph, program: Program, without: str, title: str, x: flo
         if edge.status != without and {edge.source, edge.target} <= set(shown)
     ]
     here = {
-        name: (op_name(node), type_text(node.meta.get("val"), program))
+        name: (op_name(node), "" if node.op == "output" else type_text(node.meta["val"], program))
         for node, name in node_ids(program).items()
     }
     layout = lay_out(_sorted(shown, edges), [(edge.source, edge.target) for edge in edges])
