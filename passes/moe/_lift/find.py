@@ -290,6 +290,7 @@ def _weights(output: fx.Node, indices: fx.Node, x: fx.Node) -> list[fx.Node]:
 
 
 @torch.enable_grad()
+@torch.enable_grad()
 def _is_weighted_sum(
     region: _Region, x: fx.Node, weights: fx.Node, indices: fx.Node, output: fx.Node
 ) -> bool:
