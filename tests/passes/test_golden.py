@@ -14,6 +14,7 @@ from passes.distill.prompt import Prompt
 from passes.distill.student import Student
 from passes.factorize.cp import Cp
 from passes.factorize.depthwise import Depthwise
+from passes.factorize.embedding import Embedding
 from passes.factorize.lora import Lora
 from passes.factorize.lora_merge import LoraMerge
 from passes.factorize.share_weights import ShareWeights
@@ -243,6 +244,14 @@ def test_depthwise(golden_graph):
 @pytest.mark.golden("passes/factorize/share_weights")
 def test_share_weights(golden_graph):
     golden_graph(apply(ShareWeights, transformer(), {"entries": 4, "embeddings": True}).program)
+
+
+@pytest.mark.golden("passes/factorize/embedding")
+def test_embedding(golden_graph):
+    program = transformer()
+    rows = next(t for name, t in program.state().items() if "emb" in name).shape[0]
+    context = Context(data={"train": [(torch.arange(0, rows, 3)[None],)]})
+    golden_graph(apply(Embedding, program, {"vocabulary": {}}, context).program)
 
 
 @pytest.mark.golden("passes/factorize/lora_merge")

@@ -1,0 +1,1 @@
+"""How `factorize.embedding` finds tables, counts tokens, decomposes and rewrites."""
