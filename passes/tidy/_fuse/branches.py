@@ -56,6 +56,8 @@ def _check(program: Program, match: Match) -> MatchResult:
     missed = None if layers else _unfolded(terms)
     for layer in sorted(layers, key=_kernel, reverse=True):
         source = layer.all_input_nodes[0]
+        if terms.count(layer) > 1:
+            continue
         rivals = [t for t in terms if t is not layer and _reads(t, source)]
         if not rivals:
             continue
@@ -136,16 +138,17 @@ def _misfit(program: Program, layer: fx.Node, rival: fx.Node) -> MatchResult | N
     """Return why a term cannot go into a layer's kernel, or None."""
     big: Any = module_of(layer)
     name = str(layer.target)
-    if op_name(rival) in _CONVOLUTIONS:
+    source = layer.all_input_nodes[0]
+    if rival is not source and op_name(rival) in _CONVOLUTIONS:
         refused = _refusal(program, rival)
         if refused is not None:
             return refused
         why = _unlike(big, module_of(rival))
         return MatchResult.fail(f"{rival.target} {why} {name}", [rival, layer]) if why else None
-    if op_name(rival) == "batch_norm":
+    if rival is not source and op_name(rival) == "batch_norm":
         norm: Any = module_of(rival) if rival.op == "call_module" else None
         inner = rival.all_input_nodes[0]
-        if op_name(inner) in _CONVOLUTIONS:
+        if inner is not source:
             return MatchResult.fail(_NOT_FOLDED.format(inner.target), [rival, inner])
         if norm is None or norm.running_mean is None:
             why = "it has no running statistics: it normalises by each batch"
@@ -154,7 +157,9 @@ def _misfit(program: Program, layer: fx.Node, rival: fx.Node) -> MatchResult | N
         if refused is not None:
             return refused
     steps = {*big.stride, *big.dilation}
-    centred = all(2 * p == k - 1 for p, k in zip(big.padding, big.kernel_size, strict=True))
+    centred = not isinstance(big.padding, str) and all(
+        2 * p == k - 1 for p, k in zip(big.padding, big.kernel_size, strict=True)
+    )
     if big.in_channels != big.out_channels or steps != {1} or not centred:
         reason = f"{name} makes another size or number of channels than it reads"
         return MatchResult.fail(reason, [rival, layer])
@@ -195,7 +200,7 @@ def _merge(rewriter: GraphRewriter, match: Match) -> None:
     path = str(layer.target)
     weight, bias = big.weight.detach().double(), _bias(big)
     for branch in branches:
-        kernel, shift = _as_kernel(big, branch)
+        kernel, shift = _as_kernel(big, branch, identity=branch is layer.all_input_nodes[0])
         weight, bias = weight + kernel, bias + shift
     rewriter.set_tensor(f"{path}.weight", weight.to(big.weight.dtype))
     if big.bias is not None:
@@ -228,16 +233,16 @@ def _bias(module: Any) -> Tensor:
     return module.weight.new_zeros(module.out_channels, dtype=torch.float64)  # type: ignore[no-any-return]
 
 
-def _as_kernel(big: Any, branch: fx.Node) -> tuple[Tensor, Tensor]:
+def _as_kernel(big: Any, branch: fx.Node, *, identity: bool) -> tuple[Tensor, Tensor]:
     """Return a branch as weight and bias of the shape of the largest convolution's."""
-    if op_name(branch) in _CONVOLUTIONS:
+    if not identity and op_name(branch) in _CONVOLUTIONS:
         small: Any = module_of(branch)
         gaps = [(k - s) // 2 for k, s in zip(big.kernel_size, small.kernel_size, strict=True)]
         around = [gap for each in reversed(gaps) for gap in (each, each)]
         return F.pad(small.weight.detach().double(), around), _bias(small)
     scale = big.weight.new_ones(big.out_channels, dtype=torch.float64)
     shift = torch.zeros_like(scale)
-    if op_name(branch) == "batch_norm":
+    if not identity and op_name(branch) == "batch_norm":
         norm: nn.Module = module_of(branch)
         scale, shift = scale_and_shift(norm)
     kernel = torch.zeros_like(big.weight, dtype=torch.float64)

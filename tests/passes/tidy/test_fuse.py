@@ -187,6 +187,26 @@ def test_the_input_itself_is_a_branch_and_other_terms_stay():
     ]
 
 
+@pytest.mark.parametrize("first", [nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)])
+def test_the_input_may_itself_be_a_convolution_or_a_batch_norm(first):
+    def function(m, x):
+        y = m.first(x)
+        return m.big(y) + m.small(y) + y + m.norm(y)
+
+    modules = {"big": C(3, 3, 3, padding=1), "small": C(3, 3, 1), "norm": nn.BatchNorm2d(3)}
+    program = program_of(function, 2, 3, 7, 7, first=first, **modules)
+    assert ops(fused(program, "branches"))[1:] == ["conv2d"]
+
+
+def test_a_branch_that_is_added_twice_counts_twice():
+    def function(m, x):
+        a, b = m.a(x), m.b(x)
+        return a + a + b + b + x
+
+    modules = {"a": C(3, 3, 3, padding=1), "b": C(3, 3, 1)}
+    fused(program_of(function, 2, 3, 5, 5, **modules), "branches")
+
+
 C = nn.Conv2d
 LEFT = {
     "has another stride than a": ({"a": C(3, 3, 3, 1, 1), "b": C(3, 3, 1, 2)}, True),

@@ -64,8 +64,10 @@ def check(program, options=None, tolerance=1e-6):
         if name in before and name in state and torch.equal(state[name], tensor)
     ]  # fmt: skip
     assert kept
+    largest = max(float(gradient.abs().max()) for gradient in before.values())
     for name in kept:
-        scale = before[name].abs().max().clamp_min(1e-12)
+        # Deep in an untrained model gradients can be as small as what rounding leaves of others.
+        scale = before[name].abs().max().clamp_min(1e-4 * largest)
         assert (before[name] - after[name]).abs().max() <= 1e-5 * scale, name
     return result
 
