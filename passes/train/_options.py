@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Self
+import math
+from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fxcompress.pipeline.base import Decision, Options
-from fxcompress.pipeline.figures import Figure, Ladder, Rung
+from fxcompress.pipeline.figures import Figure, Heatmap, Ladder, Rung
 from fxcompress.rewrite.edits import Declined
 from fxcompress.train.config import Custom, FitConfig
 from fxcompress.train.history import Epoch
 from fxcompress.train.joint.options import ProjectorConfig
 from passes.train._teacher_options import CachedOutputs, Peer, TeacherAndOutputs
 
-__all__ = ["TapPair", "TrainDecision", "TrainOptions"]
+__all__ = ["RouterLoad", "TapPair", "TrainDecision", "TrainOptions"]
+
+_COLLAPSED: Final = 0.5
+"""A router that uses its experts like less than this part of them has collapsed."""
 
 
 class TrainOptions(Options, FitConfig):
@@ -87,6 +91,38 @@ class TapPair(BaseModel):
         return f"tap {self.name}: {self.student} {self.ours}{beside}{read}"
 
 
+class RouterLoad(BaseModel):
+    """How tokens of the training split are spread over the experts of a trained mixture.
+
+    Attributes:
+        path: Of the experts.
+        shares: The part of all choices that each expert has.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    path: str
+    shares: tuple[float, ...]
+
+    @property
+    def used(self) -> float:
+        """As how many experts that are used alike these count: exp of the entropy of the shares."""
+        return math.exp(-sum(share * math.log(share) for share in self.shares if share > 0))
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether few experts get nearly all tokens."""
+        return self.used < _COLLAPSED * len(self.shares)
+
+    def __str__(self) -> str:
+        busiest = max(range(len(self.shares)), key=self.shares.__getitem__)
+        return (
+            f"the router of {self.path} has collapsed: its {len(self.shares)} experts are used "
+            f"like {self.used:.1f}, and expert {busiest} has {self.shares[busiest]:.0%} of the choices; "
+            "add the loss `load_balance`, or raise its weight"
+        )
+
+
 class TrainDecision(Decision):
     """What was trained and how it went; the trained tensors are in `arrays`, by name.
 
@@ -102,6 +138,7 @@ class TrainDecision(Decision):
         outputs: Losses that read the model's output, and those of them that compare it with the
             teacher's.
         inputs: What both read.
+        routers: The load of experts after the training; empty for a model without.
     """
 
     parameters: tuple[str, ...] = ()
@@ -113,16 +150,38 @@ class TrainDecision(Decision):
     joint: dict[str, int] = Field(default_factory=dict)
     outputs: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     inputs: tuple[str, ...] = ()
+    routers: tuple[RouterLoad, ...] = ()
 
     def summary(self) -> tuple[str, ...]:
-        """Return the joint graph and each tap, a line each."""
+        """Return routers that collapsed, then the joint graph and each tap, a line each."""
+        collapsed = tuple(str(each) for each in self.routers if each.collapsed)
         if not self.joint:
-            return ()
+            return collapsed
         parts = ", ".join(f"{count} of the {part}" for part, count in self.joint.items())
-        return (f"one joint graph: nodes {parts}", *map(str, self.taps))
+        return (*collapsed, f"one joint graph: nodes {parts}", *map(str, self.taps))
 
     def figures(self) -> tuple[Figure, ...]:
-        """Return the joint graph as two rails with a rung for each tap."""
+        """Return the load of experts, and the joint graph as two rails with a rung for each tap."""
+        return (*self._loads(), *self._ladder())
+
+    def _loads(self) -> tuple[Heatmap, ...]:
+        if not self.routers:
+            return ()
+        most = max(len(each.shares) for each in self.routers)
+        return (
+            Heatmap(
+                title="Load of experts",
+                note="part of all choices of a token's experts after the training; even is one "
+                "divided by their number",
+                columns=tuple(map(str, range(most))),
+                rows=tuple(each.path for each in self.routers),
+                values=tuple(
+                    (*each.shares, *[None] * (most - len(each.shares))) for each in self.routers
+                ),
+            ),
+        )
+
+    def _ladder(self) -> tuple[Ladder, ...]:
         if not self.joint:
             return ()
         rungs = [

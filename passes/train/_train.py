@@ -18,6 +18,7 @@ from fxcompress.train.hooks import Hooks
 from passes.train._lesson import Lesson, joined, prepare
 from passes.train._options import TrainDecision
 from passes.train._parameters import selected
+from passes.train._routers import router_loads
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -86,6 +87,7 @@ def train(
         "kept": done.kept,
         "stopped_early": done.stopped_early,
         "arrays": trained_tensors(program, module),
+        "routers": router_loads(replace(program, module=module), context.split(options.split)),
     }
     return decision.model_copy(update=found)
 
