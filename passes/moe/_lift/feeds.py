@@ -156,4 +156,9 @@ def part_of(value: Tensor, part: Part, dim: int = -1) -> Tensor:
 
 def _same(left: Tensor, right: Tensor) -> bool:
     close = _CLOSE if right.dtype is torch.float32 else 2e-2
-    return left.shape == right.shape and torch.allclose(left, right, rtol=close, atol=close)
+    if left.shape != right.shape:
+        return False
+    # Most candidates differ at once.
+    parts = (slice(0, 64), slice(None))
+    pairs = ((left.flatten()[part], right.flatten()[part]) for part in parts)
+    return all(torch.allclose(a, b, rtol=close, atol=close) for a, b in pairs)

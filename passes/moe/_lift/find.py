@@ -200,14 +200,15 @@ def _mixture(program: Program, region: _Region) -> Found | None:
     sums = _sums(program, ends)
     if not sums:
         raise Miss("nothing sums what its experts make", feed.down.node)
-    choices = _choices(sums, feed)
+    choices = _choices(sums, feed, region.count)
     if not choices:
         raise Miss("nothing in the graph chooses its experts (no top-k and no largest)", *ends[:1])
     reason = Miss("what is made of its experts is not their weighted sum", feed.down.node)
     for indices in choices:
         for x in _tokens(feed, indices):
-            for output in (each for each in sums if _shape(each) == _shape(x)):
-                for weights in _weights(output, indices, x):
+            shape = _shape(x)
+            for output in (each for each in sums if _shape(each) == shape):
+                for weights in _weights(output, indices, x, region.count):
                     try:
                         if _is_weighted_sum(region, x, weights, indices, output):
                             found = Found(region.feeds, x, weights, indices, output, region.count)
@@ -218,8 +219,21 @@ def _mixture(program: Program, region: _Region) -> Found | None:
     raise reason
 
 
-def _shape(node: fx.Node) -> list[str]:
-    return [str(size) for size in node.meta["val"].shape]
+def _shape(node: fx.Node) -> list[Any]:
+    """Return a traced tensor's sizes, to compare: `==` of two dynamic ones would fix them."""
+    sizes = node.meta["val"].shape
+    return [size if isinstance(size, int) else size.node.expr for size in sizes]
+
+
+def _nearest(nodes: Iterable[fx.Node], stop: Iterable[fx.Node], most: int) -> Iterator[fx.Node]:
+    """Yield what nodes are computed from, the nearest first, and not far."""
+    seen = {*stop, *nodes}
+    frontier = list(nodes)
+    while frontier and len(seen) < most:
+        fresh = {each for node in frontier for each in node.all_input_nodes} - seen
+        seen |= fresh
+        frontier = sorted(fresh, reverse=True)
+        yield from frontier
 
 
 def _sums(program: Program, ends: list[fx.Node]) -> list[fx.Node]:
@@ -243,24 +257,35 @@ def _sums(program: Program, ends: list[fx.Node]) -> list[fx.Node]:
     return found
 
 
-def _choices(sums: list[fx.Node], feed: Feed) -> list[fx.Node]:
+def _choices(sums: list[fx.Node], feed: Feed, count: int) -> list[fx.Node]:
     """Return tensors of experts' numbers, the nearest first."""
     found = []
-    for node in sorted(_ancestors(sums[:1] + sums[-1:], {feed.x}), reverse=True):
+    for node in _nearest(sums[:1] + sums[-1:], [feed.x], _far(count)):
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or value.is_floating_point() or value.dim() == 0:
             continue
-        source = node.all_input_nodes[0] if op_name(node) == "getitem" else node
+        source = _source(node)
         second = op_name(node) != "getitem" or node.args[1] == 1
         chosen = op_name(source) in _CHOICES and second
         if (chosen or op_name(node) in _JOINS) and value.dtype is torch.int64:
             found.append(node)
+    # A sort may be the choice, but mostly puts tokens in order.
+    found.sort(key=lambda node: "sort" in op_name(_source(node)))
     return found[:_CANDIDATES]
+
+
+def _source(node: fx.Node) -> fx.Node:
+    return node.all_input_nodes[0] if op_name(node) == "getitem" else node
+
+
+def _far(count: int) -> int:
+    """Return how many nodes around so many experts are looked at."""
+    return 100 + 16 * count
 
 
 def _tokens(feed: Feed, indices: fx.Node) -> list[fx.Node]:
     """Return tensors that may be the tokens: one row for each choice."""
-    width = str(feed.x.meta["val"].shape[-1])
+    width = _shape(feed.x)[-1]
     rows = _shape(indices)
     wanted = ([*rows[:-1], width], [*rows, width])
     found, seen, stack = [], {feed.x}, [feed.x]
@@ -276,15 +301,17 @@ def _tokens(feed: Feed, indices: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _weights(output: fx.Node, indices: fx.Node, x: fx.Node) -> list[fx.Node]:
+def _weights(output: fx.Node, indices: fx.Node, x: fx.Node, count: int) -> list[fx.Node]:
     """Return tensors that may be the weights: a number for each choice, the nearest first."""
+    wanted = _shape(indices)
     found = [
         node
-        for node in sorted(_ancestors([output], {x, indices}), reverse=True)
+        for node in _nearest([output], [x, indices], _far(count))
         if isinstance(node.meta.get("val"), Tensor)
         and node.meta["val"].is_floating_point()
         and node.op != "get_attr"
-        and _shape(node) == _shape(indices)
+        and len(node.meta["val"].shape) == len(wanted)
+        and _shape(node) == wanted
     ]
     return found[: 2 * _CANDIDATES]
 
