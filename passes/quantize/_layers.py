@@ -15,6 +15,7 @@ from fxcompress.nn import take_weight_as_operand
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
 from passes._layers.quantizer import QUANTIZERS
+from passes.quantize._experts import experts_in_float
 from passes.quantize._masked import unmasked
 from passes.quantize._overrides import Formats, read_overrides
 from passes.quantize._rules import CONVOLUTIONS, LAYERS
@@ -77,6 +78,7 @@ def choose_layers(
     excluded = {node for node in followers if node in formats.kept}
     excluded.update(Selector(options.keep).select(program, followers) if options.keep else ())
     whole = _whole_modules(chosen, ids, declined)
+    declined += experts_in_float(program, ids)
     return Layers(whole, frozenset(excluded), tuple(declined), formats)
 
 

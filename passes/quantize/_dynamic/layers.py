@@ -14,6 +14,7 @@ from fxcompress.ir.ops import bind, module_of, op_name
 from fxcompress.nn import take_weight_as_operand, take_weights_as_operands
 from fxcompress.pipeline.selectors import Selector
 from fxcompress.rewrite.edits import Declined
+from passes.quantize._experts import experts_in_float
 from passes.quantize._masked import unmasked
 from passes.quantize._rules import CONVOLUTIONS, LAYERS
 
@@ -81,7 +82,9 @@ def choose(program: Program, options: DynamicOptions) -> Layers:
             declined.append(Declined(node=ids[node], reason=reason, because_of=names))
         else:
             chosen.append(node)
-    return Layers(_whole_modules(chosen, ids, declined), tuple(declined), ids)
+    whole = _whole_modules(chosen, ids, declined)
+    declined += experts_in_float(program, ids)
+    return Layers(whole, tuple(declined), ids)
 
 
 def _is_candidate(node: fx.Node) -> bool:

@@ -18,6 +18,7 @@ from fxcompress.rewrite.edits import Declined
 from passes._layers.form import Form
 from passes._layers.operands import canonical
 from passes._layers.quantizer import QUANTIZERS
+from passes.quantize._experts import experts_in_float
 from passes.quantize._masked import unmasked
 from passes.quantize._rules import LAYERS
 from passes.quantize._weight_only.grids import Width
@@ -128,6 +129,7 @@ def choose(program: Program, options: WeightOnlyOptions) -> Layers:
             raise UsageError(f"{tensor} cannot be quantised so", reason=reason, where=tensor)
         else:
             declined += [Declined(node=ids[each], reason=reason) for each in readers]
+    declined += experts_in_float(program, ids)
     return Layers(tuple(weights), tuple(declined), ids)
 
 

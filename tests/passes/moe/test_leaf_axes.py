@@ -6,6 +6,8 @@ import torch
 from fxcompress.analysis import cost
 from fxcompress.axes import analyze
 from fxcompress.ir import capture, op_name
+from fxcompress.pipeline import Context
+from fxcompress.pipeline.catalog import catalog
 from fxcompress.testing import check_pass
 from passes.moe.lift import Lift
 from passes.prune.channels import Channels
@@ -52,3 +54,13 @@ def test_costs_are_those_of_the_chosen_experts_and_the_parameters_of_all():
     per_token = 3 * WIDTH * HIDDEN
     assert made.macs == other + 5 * 2 * per_token
     assert sum(p.numel() for p in leaf.parameters()) == EXPERTS * per_token
+
+
+@pytest.mark.parametrize("use", ["weight_only", "static", "dynamic"])
+def test_quantizing_says_that_experts_stay_in_float(use):
+    found = catalog().find(f"quantize.{use}")
+    data = {"calibration": [(torch.randn(8, 5, WIDTH),)]}
+    chosen = found.Options(calibration=8) if use == "static" else found.Options()
+    decision = found().decide(lifted(MaskedLoop), chosen, Context(data=data))
+    reasons = {each.node: each.reason for each in decision.declined}
+    assert reasons["experts"].startswith("its experts stay in floating point")
