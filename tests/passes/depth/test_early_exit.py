@@ -32,8 +32,15 @@ def program_of(first=True, depth=4):
     return capture(model, token_batches(1)[0], dynamic=SIZES, verify=False)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["norm first", "norm last"])
-@pytest.mark.parametrize("head", ["copy", "shared"])
+@pytest.mark.parametrize(
+    ("first", "head"),
+    [
+        (True, "copy"),
+        pytest.param(True, "shared", marks=pytest.mark.slow),
+        pytest.param(False, "copy", marks=pytest.mark.slow),
+        (False, "shared"),
+    ],
+)
 def test_an_exit_is_the_model_that_ends_there(first, head):
     result = apply(EarlyExit, program_of(first), {"after": [0, 2], "head": head})
     ids = token_batches(1, batch=3, seq=7, seed=4)[0][0]

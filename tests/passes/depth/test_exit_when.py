@@ -89,7 +89,10 @@ def test_each_sample_gets_the_answer_of_its_first_sure_exit(criterion):
         assert torch.equal(at_exit(result.program, name)(ids), answer)
 
 
-@pytest.mark.parametrize("drop", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize(
+    "drop",
+    [pytest.param(0.0, marks=pytest.mark.slow), 0.05, pytest.param(0.2, marks=pytest.mark.slow)],
+)
 def test_the_metric_is_kept(drop):
     options = {"metric_drop": drop, "calibration": 96}
     result = apply(ExitWhen, exits_of(), options, context())
@@ -114,9 +117,9 @@ def test_the_compute_is_kept_to():
     shares = [
         apply(ExitWhen, exits_of(), {"compute": share, "calibration": 96}, context(False))
         .decision.compute
-        for share in ("40%", "60%", "80%")
+        for share in ("40%", "80%")
     ]  # fmt: skip
-    assert all(got <= share for got, share in zip(shares, (0.4, 0.6, 0.8), strict=True))
+    assert all(got <= share for got, share in zip(shares, (0.4, 0.8), strict=True))
     assert shares == sorted(shares)
 
 

@@ -24,8 +24,15 @@ def program_of(first=True):
     return capture(model, token_batches(1)[0], dynamic=SIZES, verify=False)
 
 
-@pytest.mark.parametrize("form", ["branch", "block"])
-@pytest.mark.parametrize("first", [True, False], ids=["norm first", "norm last"])
+@pytest.mark.parametrize(
+    ("form", "first"),
+    [
+        ("branch", True),
+        ("block", False),
+        pytest.param("branch", False, marks=pytest.mark.slow),
+        pytest.param("block", True, marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_changes_in_evaluation_and_skipping_takes_drops_along(form, first):
     program = program_of(first)
     result = apply(Stochastic, program, {"form": form, "p": 0.6})
