@@ -119,12 +119,11 @@ class MergeExpertsDecision(Decision):
         """Return the groups of each mixture, those of one expert left out."""
         lines = []
         for each in self.mixtures:
-            joined = "; ".join(
-                " + ".join(map(str, group.experts))
-                for group in each.groups
-                if len(group.experts) > 1
-            )
-            lines.append(f"{each.path}: {each.before} experts become {len(each.groups)}: {joined}")
+            line = f"{each.path}: {each.before} experts become {len(each.groups)}"
+            groups = [group.experts for group in each.groups if len(group.experts) > 1]
+            if groups and not self.pending:
+                line += ": " + "; ".join(" + ".join(map(str, group)) for group in groups)
+            lines.append(line)
         return tuple(lines)
 
     def figures(self) -> tuple[Heatmap, ...]:
