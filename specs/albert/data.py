@@ -21,7 +21,7 @@ def beside(path: str) -> ModuleType:
 
 
 def sentences(
-    train: int = 3200, evaluate: int = 1000, batch: int = 32
+    train: int = 1600, evaluate: int = 1000, batch: int = 32
 ) -> Mapping[str, Sequence[Mapping[str, Tensor]]]:
     """Return the splits `train` and `eval`, disjoint; sentences of like length share a batch."""
     texts = [snippet.text for snippet in beside("../_vader.py").movie_snippets()]
