@@ -43,7 +43,7 @@ OPERANDS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
 FORMLESS: Final = frozenset({"bilinear", "conv_tbc", "convolution", "einsum", "tensordot"})
 _SAME: Final = frozenset(
     {
-        "mask", "binarize", "codebook", "fake_quant", "float_quant", "to", "contiguous", "clone", "detach",
+        "mask", "binarize", "fake_quant", "float_quant", "to", "contiguous", "clone", "detach",
         "identity",
     }
 )  # fmt: skip

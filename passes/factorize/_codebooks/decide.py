@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from fxcompress.errors import NumericsError, SelectorError, UsageError
+from fxcompress.ir.ops import op_name
 from fxcompress.nn import Codebook
 from fxcompress.pipeline._close import did_you_mean
 from fxcompress.rewrite.edits import Declined
+from passes._layers.quantizer import weight_node
 from passes._paths import free_path, path_beside
 from passes.factorize._codebooks.kmeans import cluster
 from passes.factorize.share_weights import SharedWeight, ShareWeightsDecision
@@ -44,7 +46,7 @@ def decide(
         context.progress("clustering weights", place + 1, len(chosen.weights))
         value = state[weight.tensor].detach()
         entry = _entry(chosen, weight, value, options, entries[weight.tensor], taken)
-        reason = _misfit(entry, value)
+        reason = _masked(weight) or _misfit(entry, value)
         if reason:
             declined += [Declined(node=each, reason=reason) for each in entry.layers]
             continue
@@ -111,6 +113,14 @@ def _entry(
         rows=rows if groups > 1 else 1,
         elements=value.numel(),
     )
+
+
+def _masked(weight: Weight) -> str:
+    """Return why a weight under a mask stays, or an empty string."""
+    read = [weight_node(reader) for reader in weight.readers]
+    if any(each is not None and op_name(each) == "mask" for each in read):
+        return "its weight has a mask: burn it in first"
+    return ""
 
 
 def _misfit(entry: SharedWeight, value: Tensor) -> str:

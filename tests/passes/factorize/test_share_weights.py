@@ -15,6 +15,7 @@ from fxcompress.pipeline.context import Context
 from fxcompress.testing import check_pass
 from passes.factorize._codebooks.kmeans import cluster
 from passes.factorize.share_weights import ShareWeights
+from passes.prune.unstructured import Unstructured
 from tests.passes.factorize.adapted import MODELS
 from tests.passes.support import apply, relative_error, seeded
 
@@ -174,6 +175,17 @@ def test_what_stays_and_why():
     with pytest.raises(UsageError, match="no weight whose values can be shared") as error:
         apply(ShareWeights, again.program, {"entries": 16})
     assert "quantised already" in error.value.reason
+
+
+def test_what_would_not_survive_a_codebook_is_declined():
+    masked = apply(Unstructured, few(), {"ratio": 0.5, "mode": "keep", "targets": ["head"]})
+    result = apply(ShareWeights, masked.program, OPTIONS)
+    assert result.reasons()["head"] == "its weight has a mask: burn it in first"
+    # A weight that is set to 0 would be read as the entry next to it.
+    shared = apply(ShareWeights, few(), {"entries": 12, "targets": ["head"]}).program
+    pruned = apply(Unstructured, shared, {"ratio": 0.5})
+    assert pruned.reasons()["head"] == "its weight is computed in the graph"
+    assert torch.equal(pruned.program.state()["head.weight"], shared.state()["head.weight"])
 
 
 def test_a_plan_needs_no_weights():
