@@ -1,8 +1,8 @@
 """Indices into codebooks, kept as bytes in an ONNX file.
 
 The exporter computes what small constants give, and would write the looked-up weights. It leaves a
-DequantizeLinear alone: so indices pass one of scale 1 until the model is made. Then it goes, because
-onnxruntime does not compute it when it loads a file, and would look weights up in every call.
+DequantizeLinear alone: so indices pass one of scale 1 until the model is made. Then it goes,
+because onnxruntime does not compute it when it loads a file: it would look up in every call.
 """
 
 from __future__ import annotations

@@ -128,8 +128,8 @@ def _notes(counts: dict[Any, int], form: str) -> list[str]:
     if counts[Codebook]:
         how = "a byte each" if form == "decomposed" else "packed in bytes"
         notes.append(
-            f"{counts[Codebook]} weights are stored as indices into codebooks, {how}; layers compute "
-            "with the floats that they stand for"
+            f"{counts[Codebook]} weights are stored as indices into codebooks, {how}; "
+            "layers compute with the floats that they stand for"
         )
     if counts[Signs]:
         notes.append(f"{counts[Signs]} activations are signs, ±1 in float")
