@@ -13,12 +13,14 @@ from torch import Tensor
 
 from benchmarks._common import interleaved
 from benchmarks._onnxruntime import session
+from fxcompress.emit import eager_module
 from fxcompress.emit.driver import write_unproved
+from fxcompress.ir import Program
 from fxcompress.spec import Spec, load_program
 
-__all__ = ["FORMATS", "Timing", "call_of", "originals", "timings"]
+__all__ = ["FORMATS", "Timing", "call_of", "call_of_program", "originals", "timings"]
 
-FORMATS = {"pt2": "eager PyTorch", "onnx": "onnxruntime"}
+FORMATS = {"pt2": "torch.export file", "onnx": "onnxruntime"}
 Call = Callable[[Tensor], Tensor]
 
 
@@ -54,6 +56,19 @@ def call_of(path: Path) -> Call:
     made = session(path)
     (name,) = (each.name for each in made.get_inputs())
     return lambda x: torch.from_numpy(made.run(None, {name: x.numpy()})[0])
+
+
+def call_of_program(program: Program) -> Call:
+    """Return a function that runs a Program in eager PyTorch, on one thread."""
+    torch.set_num_threads(1)
+    module = eager_module(program)
+
+    def run(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            found: Tensor = module(x)
+        return found
+
+    return run
 
 
 def timings(

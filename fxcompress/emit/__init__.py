@@ -6,6 +6,7 @@ from fxcompress._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from fxcompress.emit._artifact import Artifact as Artifact
+    from fxcompress.emit._branches import eager_module as eager_module
     from fxcompress.emit._compiled import InductorModule as InductorModule
     from fxcompress.emit._compiled import compile_inductor as compile_inductor
     from fxcompress.emit.driver import emit as emit
@@ -33,6 +34,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "RUNTIMES": "runtimes",
         "Runtime": "runtimes",
         "compile_inductor": "_compiled",
+        "eager_module": "_branches",
         "emit": "driver",
         "integer_kernels": "kernels",
     },

@@ -8,15 +8,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from fxcompress.emit._plain import plain_program
 from fxcompress.ir.ops import module_of, op_name
+from fxcompress.ir.program import Program
 from fxcompress.nn import Exit
 
-__all__ = ["has_exits", "write_branches"]
+__all__ = ["eager_module", "write_branches"]
 
 
-def has_exits(module: fx.GraphModule) -> bool:
-    """Whether a graph chooses between early exits."""
-    return any(op_name(node) == "exit" for node in module.graph.nodes)
+def eager_module(program: Program) -> nn.Module:
+    """Return a Program as a module for eager PyTorch, in eval mode, that stops at early exits.
+
+    It is called as the emitted formats are: with plain containers. It shares the Program's tensors.
+    """
+    plain = plain_program(program)
+    write_branches(plain.module)
+    return plain.module
 
 
 def write_branches(module: fx.GraphModule) -> int:
