@@ -210,12 +210,14 @@ def _mixture(program: Program, region: _Region) -> Found | None:
             for output in (each for each in sums if _shape(each) == shape):
                 for weights in _weights(output, indices, x, region.count):
                     try:
-                        if _is_weighted_sum(region, x, weights, indices, output):
-                            found = Found(region.feeds, x, weights, indices, output, region.count)
-                            _check_private(program, region, found)
-                            return found
+                        fits = _is_weighted_sum(region, x, weights, indices, output)
                     except Miss as miss:
                         reason = miss
+                        continue
+                    if fits:
+                        found = Found(region.feeds, x, weights, indices, output, region.count)
+                        _check_private(program, region, found)
+                        return found
     raise reason
 
 

@@ -2,12 +2,20 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import fx
 
+from fxcompress.errors import SelectorError
 from fxcompress.ir import capture
 from fxcompress.nn import Experts
+from fxcompress.pipeline import Context
 from fxcompress.testing import check_pass
 from passes.moe.lift import Lift
+from tests.passes.moe.architectures import CONFIGS
+from tests.passes.moe.architectures import captured as architecture
 from tests.passes.moe.mixtures import EXPERTS, HIDDEN, SPELLINGS, WIDTH
+
+FAST = ("SharedBeside", "Stacked", "TopOne")
 
 
 def captured(name):
@@ -29,7 +37,9 @@ def difference(left, right):
     return float((left - right).abs().max() / right.abs().max())
 
 
-@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in SPELLINGS]
+)
 def test_every_spelling_becomes_the_leaf(name):
     program = captured(name)
     with torch.no_grad():  # gradients are compared even so
@@ -42,3 +52,103 @@ def test_every_spelling_becomes_the_leaf(name):
     x = torch.randn(4, 7, WIDTH)
     for got, wanted in zip(gradients(result.program, x), gradients(program, x), strict=True):
         assert difference(got, wanted) < 1e-5
+
+
+def embedded(program, ids):
+    """Return logits, and their gradient by the embeddings of the tokens."""
+    (weight,) = [
+        p for n, p in program.module.named_parameters() if n.endswith("embed_tokens.weight")
+    ]
+    logits = fx.Interpreter(program.module).run(ids, enable_io_processing=False)[0]
+    factors = torch.linspace(-1, 1, logits.numel()).view_as(logits)
+    (gradient,) = torch.autograd.grad((logits * factors).sum(), weight)
+    return logits.detach(), gradient
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experts", ["grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_architecture_becomes_the_leaf_with_its_gradients(name, experts):
+    program = architecture(name, experts=experts)
+    result = check_pass(Lift, program)
+    assert len(result.decision.lifted) == 1
+    assert not result.decision.declined
+    ids = torch.randint(2, 40, (2, 9))
+    pairs = zip(embedded(result.program, ids), embedded(program, ids), strict=True)
+    assert all(difference(got, wanted) < 1e-5 for got, wanted in pairs)
+
+
+def changed(cls, **methods):
+    """Return a spelling with other methods, captured."""
+    torch.manual_seed(0)
+    model = type("Changed", (SPELLINGS[cls],), methods)()
+    return capture(model, (torch.randn(3, 5, WIDTH),), dynamic="batch", verify=False)
+
+
+def declined(program):
+    result = check_pass(Lift, program, edits=0)
+    return " ".join(result.reasons().values())
+
+
+def test_tokens_that_are_weighed_before_the_experts_are_declined():
+    def mix(self, x, weights, indices):
+        rows = x.reshape(-1, WIDTH)
+        dense = torch.zeros(rows.shape[0], EXPERTS).scatter(
+            1, indices.reshape(-1, self.k), weights.reshape(-1, self.k)
+        )
+        every = rows.unsqueeze(0) * dense.t().unsqueeze(-1)
+        gate, up = torch.bmm(every, self.gate_up).chunk(2, -1)
+        return torch.bmm(F.silu(gate) * up, self.down).sum(0).reshape(x.shape)
+
+    assert declined(changed("Stacked", mix=mix))
+
+
+def test_activations_that_the_leaf_does_not_know_are_declined():
+    def mix(self, x, weights, indices):
+        rows = x.reshape(-1, WIDTH)
+        dense = torch.zeros(rows.shape[0], EXPERTS).scatter(
+            1, indices.reshape(-1, self.k), weights.reshape(-1, self.k)
+        )
+        gate, up = torch.bmm(rows.expand(EXPERTS, -1, -1), self.gate_up).chunk(2, -1)
+        made = torch.bmm(torch.sin(gate) * up, self.down)
+        return (made * dense.t().unsqueeze(-1)).sum(0).reshape(x.shape)
+
+    assert "no activation that is known" in declined(changed("Stacked", mix=mix))
+
+
+def test_weights_that_are_detached_stay_so():
+    def mix(self, x, weights, indices):
+        return SPELLINGS["Stacked"].mix(self, x, weights.detach(), indices)
+
+    program = changed("Stacked", mix=mix)
+    made = check_pass(Lift, program).program
+    x = torch.randn(4, 5, WIDTH)
+    for got, wanted in zip(gradients(made, x), gradients(program, x), strict=True):
+        assert difference(got, wanted) < 1e-5
+
+
+def test_values_inside_that_something_else_reads_keep_a_mixture():
+    def forward(self, x):
+        x = self.inp(x)
+        made = [expert(x) for expert in self.experts]
+        weights, indices = self.route(x)
+        out = torch.zeros_like(x)
+        for e, value in enumerate(made):
+            out = out + (weights * (indices == e)).sum(-1, keepdim=True) * value
+        return out, made[0]
+
+    reasons = declined(changed("MaskedLoop", forward=forward))
+    assert reasons == "something else reads what it computes inside"
+
+
+def test_dense_layers_are_no_mixture():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, 4))
+    result = check_pass(Lift, capture(model, (torch.randn(2, 4),)), edits=0)
+    assert not result.decision.lifted
+    assert not result.decision.declined
+
+
+def test_a_glob_that_fits_no_mixture_is_an_error():
+    program = captured("Stacked")
+    with pytest.raises(SelectorError, match="matches no mixture of experts"):
+        Lift().decide(program, Lift.Options(mixtures=("layers.*",)), Context())
