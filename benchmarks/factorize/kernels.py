@@ -255,6 +255,10 @@ def render(rows: Iterable[Row]) -> None:
             "|:--|--:|--:|--:|--:|--:|--:|--:|",
         ]
         lines += [_line(row, base) for row in mine]
+        known_methods = {row.method for row in mine}
+        missing = [each for each in (*METHODS, *_UNIFORM) if each not in known_methods]
+        if missing:
+            lines += ["", f"Not measured yet: {', '.join(missing)}."]
         compared = [row for row in mine if row.peer is not None and row.own is not None]
         if compared:
             errors = (

@@ -31,12 +31,12 @@ class ShareWeightsOptions(Selection):
         ge=1,
         description="So many output channels share a codebook; without it, the whole tensor does.",
     )
-    init: Literal["linear", "density", "best"] = Field(
+    init: Literal["linear", "density", "between", "best"] = Field(
         default="best",
-        description="Where k-means starts: values evenly apart, as many weights to each, or from "
-        "whichever of both ends better.",
+        description="Where k-means starts: values evenly apart, as many weights to each, between "
+        "both, or from whichever ends best.",
     )
-    iterations: int = Field(default=100, ge=1, description="Rounds of k-means at most.")
+    iterations: int = Field(default=300, ge=1, description="Rounds of k-means at most.")
     zeros: Literal["keep", "free"] = Field(
         default="keep",
         description="Give weights that are exactly 0 an entry that stays 0, where they are more "

@@ -51,7 +51,7 @@ OPTIONS = {"entries": 12, "embeddings": True}
 
 
 @pytest.mark.parametrize("more", [{}, {"entries": 16}, {"rows": 5}], ids=str)
-@pytest.mark.parametrize("init", ["linear", "density", "best"])
+@pytest.mark.parametrize("init", ["linear", "density", "between", "best"])
 def test_few_values_are_kept_exactly(more, init):
     result = apply(ShareWeights, few(), OPTIONS | more | {"init": init})
     assert len(result.decision.weights) == 4
@@ -94,7 +94,7 @@ def test_no_value_can_move_to_gain(seed):
     numbers = torch.randn(2, 500)
     found = {
         start: cluster(numbers, 8, start, 500, zero=False)
-        for start in ("linear", "density", "best")
+        for start in ("linear", "density", "between", "best")
     }
     for centres in found.values():
         for row, values in zip(numbers.double(), centres, strict=True):
@@ -105,7 +105,8 @@ def test_no_value_can_move_to_gain(seed):
         start: (numbers.double().unsqueeze(2) - centres.unsqueeze(1)).square().amin(2).sum(1)
         for start, centres in found.items()
     }
-    assert torch.allclose(lost["best"], torch.minimum(lost["linear"], lost["density"]))
+    least = torch.stack([lost[start] for start in ("linear", "density", "between")]).amin(0)
+    assert torch.allclose(lost["best"], least)
 
 
 def test_zeros_stay_zeros():
