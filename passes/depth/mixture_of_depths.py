@@ -120,7 +120,7 @@ class MixtureOfDepths(Pass[MixtureOfDepthsOptions, MixtureOfDepthsDecision]):
     residual, of which others read more than the state, or that read per-token values in a way that
     cannot be gathered.
 
-    Preserves: exact at capacity 1, else approximate. `init: influence` needs a `calibration` split.
+    Preserves: approximate; exact at capacity 1. `init: influence` needs a `calibration` split.
     """
 
     Options: ClassVar[type[MixtureOfDepthsOptions]] = MixtureOfDepthsOptions
