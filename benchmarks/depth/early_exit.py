@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def main() -> None:
     run = parser.parse_args().run.resolve()
     folder = run / "artifacts"
     spec = Spec.load(SPEC)
-    data = list(load_data(spec)["eval"])
+    data: list[Any] = list(load_data(spec)["eval"])
     images = torch.cat([batch[0] for batch, _ in data])
     labels = torch.cat([target for _, target in data])
     result = load_teacher(run.parent, run=run.name)

@@ -12,6 +12,7 @@ import argparse
 import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     folder = parser.parse_args().run / "artifacts"
     spec = Spec.load(SPEC)
-    windows = torch.cat([batch["input_ids"] for batch, _ in load_data(spec)["eval"]])
+    data: list[Any] = list(load_data(spec)["eval"])
+    windows = torch.cat([batch["input_ids"] for batch, _ in data])
     rows: list[list[object]] = []
     with TemporaryDirectory() as made:
         first = originals(spec, Path(made))
@@ -61,7 +63,7 @@ def _rows(title: str, calls: dict[str, Call], windows: Tensor) -> list[list[obje
     single, batched = timings(calls, one, REPEATS), timings(calls, many, REPEATS)
     rows: list[list[object]] = []
     for name, call in calls.items():
-        logits = torch.cat([call(each) for each in windows.split(BATCH)])
+        logits = torch.cat([call(windows[i : i + BATCH]) for i in range(0, len(windows), BATCH)])
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), windows[:, 1:].flatten())
         rows.append(
             [
