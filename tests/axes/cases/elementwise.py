@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxcompress.nn import (
     Binarize,
+    Codebook,
     DynamicQuantize,
     FakeQuantize,
     FloatQuantize,
@@ -128,6 +129,16 @@ def _quantized(s: Sizes, group: int | None) -> Built:
     return net, (torch.randn(3, 5, s.a),)
 
 
+def _codebook(s: Sizes) -> Built:
+    """A middle layer's weight is read through it: nothing of that weight may go."""
+    net = Net(
+        lambda m, x: m.down(torch.tanh(F.linear(m.up(x), m.book(m.w)))),
+        up=nn.Linear(s.a, s.a), book=Codebook(4), w=nn.Parameter(torch.randn(s.b, s.a)),
+        down=nn.Linear(s.b, s.c),
+    )  # fmt: skip
+    return net, (torch.randn(3, 5, s.a),)
+
+
 def _binarized(s: Sizes, *, tracking: bool) -> Built:
     """The last layer's weight and an activation; only the latter lies between what is pruned."""
     rows = Binarize(axis=0, tracking=True)
@@ -195,6 +206,7 @@ CASES: tuple[Case, ...] = (
     case("dynamic_quant", lambda s: _parameter(
         lambda m, x: m.fq(x), s, fq=DynamicQuantize(4, per="tensor", symmetric=True)), "tensor"),
     case("binarize", lambda s: _binarized(s, tracking=False)),
+    case("codebook", _codebook, freezes=True),
     case("binarize", lambda s: _binarized(s, tracking=True), "tracking"),
     case("float_quant", _of_float8),
     case("tap", lambda s: _parameter(lambda m, x: m.tap(x), s, tap=Tap("hidden"))),
