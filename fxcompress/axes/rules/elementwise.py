@@ -115,6 +115,9 @@ def codebook(site: Site) -> Value:
     dims = site.dims("input")
     for dim in dims:
         site.solver.freeze(dim, "a weight of a codebook that is held at 0 still counts")
+    for name in ("anchors", "codebook"):
+        for dim in site.state(f"{site.node.target}.{name}"):
+            site.solver.freeze(dim, "they are the values of a codebook")
     return dims
 
 
