@@ -68,8 +68,8 @@ def find_mixtures(program: Program, options: Selection | None = None) -> list[Mi
         if not nodes:
             raise SelectorError(
                 "there are no experts",
-                reason="the model calls no fxcompress.nn.Experts",
-                hint="put `use: moe.lift` before, which finds mixtures in any spelling",
+                reason="no mixture is found in the model, in any spelling",
+                hint="`moe.lift` with `mixtures` left out says of each candidate why it is none",
             )
         nodes = Selector.of(options).select(program, nodes)
     paths = dict.fromkeys(str(node.target) for node in nodes)

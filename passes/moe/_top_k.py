@@ -13,6 +13,7 @@ from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import bind, op_name
 from fxcompress.rewrite.edits import Declined
 from passes._paths import scope_beside
+from passes.moe._lift.decide import lift, lifted_first, touched
 from passes.moe._routing import Call, choice_of, find_mixtures, scores_of, sum_of
 from passes.moe.change_top_k import Changed, ChangeTopKDecision
 
@@ -26,18 +27,19 @@ __all__ = ["change", "decide"]
 
 def decide(program: Program, options: ChangeTopKOptions) -> ChangeTopKDecision:
     """Return the decision of `moe.change_top_k`."""
+    program, first = lifted_first(program)
     ids = node_ids(program)
     changed: list[Changed] = []
-    declined: list[Declined] = []
+    declined: list[Declined] = list(first.declined)
     for mixture in find_mixtures(program, options):
         choices = [choice_of(call.indices) for call in mixture.calls]
         if any(choice is None for choice in choices):
             reason = "its experts are not chosen by a top-k"
             declined.append(Declined(node=mixture.path, reason=reason))
             continue
-        first = choices[0]
-        assert first is not None, "all calls have a top-k"
-        count = int(scores_of(first).meta["val"].shape[-1])
+        choice = choices[0]
+        assert choice is not None, "all calls have a top-k"
+        count = int(scores_of(choice).meta["val"].shape[-1])
         if options.top_k > count:
             raise UsageError(
                 f"top_k {options.top_k} is above the number of experts {count}",
@@ -52,12 +54,15 @@ def decide(program: Program, options: ChangeTopKOptions) -> ChangeTopKDecision:
             Changed(
                 path=mixture.path,
                 experts=count,
-                before=int(bind(first)["k"]),
+                before=int(bind(choice)["k"]),
                 after=options.top_k,
             )
         )
     return ChangeTopKDecision(
-        renormalize=options.renormalize, mixtures=tuple(changed), declined=tuple(declined)
+        renormalize=options.renormalize,
+        mixtures=tuple(changed),
+        lifted=touched(first, (each.path for each in changed)),
+        declined=tuple(declined),
     )
 
 
@@ -76,6 +81,7 @@ def change(rewriter: GraphRewriter, decision: ChangeTopKDecision) -> None:
     """Give each top-k its number, and weights their sum."""
     for declined in decision.declined:
         rewriter.decline(declined.node, declined.reason)
+    lift(rewriter, decision.lifted)
     wanted = {each.path: each for each in decision.mixtures}
     for mixture in find_mixtures(rewriter.program):
         if mixture.path not in wanted:

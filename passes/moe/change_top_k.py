@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fxcompress.pipeline.base import Decision, Pass, Preserves, Selection
 from fxcompress.rewrite.edits import Declined
+from passes.moe.lift import Lifted
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -44,14 +45,17 @@ class ChangeTopKDecision(Decision):
 
     renormalize: Literal["keep", "always", "never"] = "keep"
     mixtures: tuple[Changed, ...] = ()
+    lifted: tuple[Lifted, ...] = ()
     declined: tuple[Declined, ...] = ()
 
     def summary(self) -> tuple[str, ...]:
         """Return a line for each mixture."""
-        return tuple(
-            f"{each.path}: {each.before} of {each.experts} experts a token become {each.after}"
-            for each in self.mixtures
-        )
+        lines = [f"lifted first: {each.path}" for each in self.lifted]
+        for each in self.mixtures:
+            lines.append(
+                f"{each.path}: {each.before} of {each.experts} experts a token become {each.after}"
+            )
+        return tuple(lines)
 
 
 class ChangeTopK(Pass[ChangeTopKOptions, ChangeTopKDecision]):
@@ -60,7 +64,8 @@ class ChangeTopK(Pass[ChangeTopKOptions, ChangeTopKDecision]):
     The weights follow: where they were made to sum to 1, they are so over the new choice. With
     `renormalize` a division by their sum is put in, or an existing one taken out.
 
-    A router that takes the largest alone, without a top-k, is declined.
+    A router that takes the largest alone, without a top-k, is declined. Mixtures that are no
+    `fxcompress.nn.Experts` are lifted first, as by `moe.lift`.
 
     Preserves: approximate; the number that is there changes nothing.
     """

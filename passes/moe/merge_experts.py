@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fxcompress.pipeline.base import Decision, Pass, Preserves, Selection
 from fxcompress.pipeline.figures import Heatmap
 from fxcompress.rewrite.edits import Declined
+from passes.moe.lift import Lifted
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -113,11 +114,12 @@ class MergeExpertsDecision(Decision):
     """The groups of each mixture; `arrays` hold which hidden unit is matched to which."""
 
     mixtures: tuple[Merged, ...] = ()
+    lifted: tuple[Lifted, ...] = ()
     declined: tuple[Declined, ...] = ()
 
     def summary(self) -> tuple[str, ...]:
         """Return the groups of each mixture, those of one expert left out."""
-        lines = []
+        lines = [f"lifted first: {each.path}" for each in self.lifted]
         for each in self.mixtures:
             line = f"{each.path}: {each.before} experts become {len(each.groups)}"
             groups = [group.experts for group in each.groups if len(group.experts) > 1]
@@ -157,7 +159,8 @@ class MergeExperts(Pass[MergeExpertsOptions, MergeExpertsDecision]):
 
     The router stays as it is, with all its rows. Its choices are looked up in a map, `*_map`, from
     old numbers to new; where a token chose two experts of a group their weights add up. So experts
-    that are equal, but for the order of their hidden units, are merged without loss.
+    that are equal, but for the order of their hidden units, are merged without loss. Mixtures that
+    are no `fxcompress.nn.Experts` are lifted first, as by `moe.lift`.
 
     Preserves: approximate. Needs a `calibration` split, unless groups are given or made by weights,
     and nothing is counted.
@@ -190,8 +193,10 @@ class MergeExperts(Pass[MergeExpertsOptions, MergeExpertsDecision]):
 
     def rewrite(self, rewriter: GraphRewriter, decision: MergeExpertsDecision) -> None:
         """Put the means in place, and the map between router and experts."""
+        from passes.moe._lift.decide import lift
         from passes.moe._merge.insert import insert
 
+        lift(rewriter, decision.lifted)
         insert(rewriter, decision)
 
     def ensures(self, before: Program, after: Program, decision: MergeExpertsDecision) -> None:

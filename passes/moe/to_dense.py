@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fxcompress.pipeline.base import Decision, Pass, Preserves
+from fxcompress.rewrite.edits import Declined
+from passes.moe.lift import Lifted
 from passes.moe.merge_experts import Merging
 
 if TYPE_CHECKING:
@@ -65,10 +67,12 @@ class ToDenseDecision(Decision):
 
     how: Literal["merge", "concat"] = "merge"
     layers: tuple[Densified, ...] = ()
+    lifted: tuple[Lifted, ...] = ()
+    declined: tuple[Declined, ...] = ()
 
     def summary(self) -> tuple[str, ...]:
         """Return what each mixture becomes, and whether that loses something."""
-        lines = []
+        lines = [f"lifted first: {each.path}" for each in self.lifted]
         for each in self.layers:
             line = (
                 f"{each.path}: {len(each.experts)} experts become one layer of {each.hidden} "
@@ -99,7 +103,8 @@ class ToDense(Pass[ToDenseOptions, ToDenseDecision]):
       router says the same to every token.
 
     The decision says for each mixture how far it is from that. Without data (`weighting: uniform`)
-    every expert counts the same, and weights must sum to 1 by the graph.
+    every expert counts the same, and weights must sum to 1 by the graph. Mixtures that are no
+    `fxcompress.nn.Experts` are lifted first, as by `moe.lift`.
 
     Preserves: approximate. Needs a `calibration` split, unless nothing is counted.
     """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fxcompress.errors import PassError, SelectorError
 from fxcompress.ir.naming import node_ids
+from fxcompress.rewrite import GraphRewriter
 from fxcompress.rewrite.edits import Declined
 from passes.moe._lift.find import Found, find_mixtures
 from passes.moe._lift.insert import insert, path_of
@@ -17,9 +18,8 @@ if TYPE_CHECKING:
     from torch import fx
 
     from fxcompress.ir import Program
-    from fxcompress.rewrite import GraphRewriter
 
-__all__ = ["decide_lifted", "lift", "lifted_of"]
+__all__ = ["decide_lifted", "lift", "lifted_first", "lifted_of", "touched"]
 
 
 def decide_lifted(program: Program, options: LiftOptions | None = None) -> LiftDecision:
@@ -63,6 +63,25 @@ def lifted_of(program: Program, found: Found, ids: dict[fx.Node, str]) -> Lifted
         activation=first.activation,
         output=ids[found.output],
     )
+
+
+def lifted_first(program: Program) -> tuple[Program, LiftDecision]:
+    """Return the Program with all its mixtures as leaves, and what that takes.
+
+    For passes that work on leaves: they decide on it, and lift what they touch when they rewrite.
+    """
+    decision = decide_lifted(program)
+    if decision.lifted:
+        rewriter = GraphRewriter(program)
+        lift(rewriter, decision.lifted)
+        program = rewriter.finish()
+    return program, decision
+
+
+def touched(decision: LiftDecision, paths: Iterable[str]) -> tuple[Lifted, ...]:
+    """Return the part of a decision that is about these leaves."""
+    wanted = set(paths)
+    return tuple(each for each in decision.lifted if each.path in wanted)
 
 
 def lift(rewriter: GraphRewriter, lifted: Iterable[Lifted]) -> None:

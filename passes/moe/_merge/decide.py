@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxcompress.errors import UsageError
+from passes.moe._lift.decide import lifted_first, touched
 from passes.moe._merge.align import distance, hidden_values, match_units, need_scipy, units
 from passes.moe._merge.groups import led, linked
 from passes.moe._routing import Mixture, find_mixtures
@@ -29,7 +30,9 @@ def decide(
     program: Program, options: MergeExpertsOptions, context: Context
 ) -> MergeExpertsDecision:
     """Return the decision of `moe.merge_experts`."""
+    program, first = lifted_first(program)
     mixtures = find_mixtures(program, options)
+    lifted = touched(first, (each.path for each in mixtures))
     counts = [_count(each, options) for each in mixtures]
     by_weights = not options.groups and options.similarity == "weights"
     if options.align != "none" or by_weights:
@@ -41,7 +44,9 @@ def decide(
         ]
         what = "which become one" if not options.groups else "how alike they are"
         pending = (f"experts of {len(mixtures)} mixtures: known after a run, {what}",)
-        return MergeExpertsDecision(mixtures=tuple(merged), pending=pending)
+        return MergeExpertsDecision(
+            mixtures=tuple(merged), lifted=lifted, declined=first.declined, pending=pending
+        )
     use = use_of(program, mixtures, options, context) if options.needs_data else {}
     found: list[Merged] = []
     arrays: dict[str, Tensor] = {}
@@ -58,7 +63,9 @@ def decide(
                 usage=() if own is None else tuple(own.shares.tolist()),
             )
         )
-    return MergeExpertsDecision(mixtures=tuple(found), arrays=arrays)
+    return MergeExpertsDecision(
+        mixtures=tuple(found), lifted=lifted, declined=first.declined, arrays=arrays
+    )
 
 
 def use_of(

@@ -11,6 +11,7 @@ from fxcompress.errors import PassError, UsageError
 from fxcompress.ir.ops import is_tap, op_name
 from passes._paths import free_path, scope_beside
 from passes.moe._dense import Matrices, insert_dense
+from passes.moe._lift.decide import lift, lifted_first, touched
 from passes.moe._merge.align import need_scipy
 from passes.moe._merge.decide import join, use_of
 from passes.moe._merge.insert import merged
@@ -31,6 +32,7 @@ __all__ = ["check_dense", "decide", "insert"]
 
 def decide(program: Program, options: ToDenseOptions, context: Context) -> ToDenseDecision:
     """Return the decision of `moe.to_dense`."""
+    program, first = lifted_first(program)
     mixtures = find_mixtures(program, options)
     if options.how == "merge" and options.align != "none":
         need_scipy("moe.to_dense")
@@ -54,7 +56,14 @@ def decide(program: Program, options: ToDenseOptions, context: Context) -> ToDen
             entry, arrays[mixture.path] = _mean(mixture, path, options, own)
             layers.append(entry)
     pending = (f"{len(layers)} layers: known after a run",) if context.planning else ()
-    return ToDenseDecision(how=options.how, layers=tuple(layers), arrays=arrays, pending=pending)
+    return ToDenseDecision(
+        how=options.how,
+        layers=tuple(layers),
+        lifted=touched(first, (each.path for each in mixtures)),
+        declined=first.declined,
+        arrays=arrays,
+        pending=pending,
+    )
 
 
 def _count(mixture: Mixture) -> int:
@@ -130,6 +139,7 @@ def _is_whole(call: Call) -> bool:
 
 def insert(rewriter: GraphRewriter, decision: ToDenseDecision) -> None:
     """Let every call of these experts be one of a dense layer."""
+    lift(rewriter, decision.lifted)
     wanted = {each.path: each for each in decision.layers}
     for mixture in find_mixtures(rewriter.program):
         entry = wanted.get(mixture.path)

@@ -10,9 +10,8 @@ from torch import Tensor, fx
 
 from fxcompress.errors import UsageError
 from fxcompress.ir.naming import node_ids
-from fxcompress.rewrite import GraphRewriter
 from fxcompress.rewrite.edits import Declined
-from passes.moe._lift.decide import decide_lifted, lift
+from passes.moe._lift.decide import lifted_first, touched
 from passes.moe._lift.miss import Miss
 from passes.moe._lift.products import find_products
 from passes.moe._prune.cut import cut
@@ -24,6 +23,7 @@ from passes.moe.prune_experts import Pruned, PruneExpertsDecision
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.context import Context
+    from fxcompress.rewrite import GraphRewriter
     from passes.moe.prune_experts import PruneExpertsOptions
 
 __all__ = ["choose"]
@@ -38,11 +38,7 @@ def choose(
     program: Program, options: PruneExpertsOptions, context: Context
 ) -> PruneExpertsDecision:
     """Return the decision of `moe.prune_experts`."""
-    lifted = decide_lifted(program)
-    if lifted.lifted:
-        rewriter = GraphRewriter(program)
-        lift(rewriter, lifted.lifted)
-        program = rewriter.finish()
+    program, lifted = lifted_first(program)
     mixtures = find_mixtures(program, options)
     declined = list(lifted.declined)
     routers: dict[str, Router] = {}
@@ -68,7 +64,6 @@ def choose(
         kept = _best(mixtures, routers, scores, numbers, options.scope)
     for mixture, each in zip(mixtures, kept, strict=True):
         _check(routers[mixture.path], each, mixture.path)
-    touched = {each.path for each in mixtures}
     return PruneExpertsDecision(
         mixtures=tuple(
             Pruned(
@@ -79,7 +74,7 @@ def choose(
             )
             for place, (mixture, each) in enumerate(zip(mixtures, kept, strict=True))
         ),
-        lifted=tuple(each for each in lifted.lifted if each.path in touched),
+        lifted=touched(lifted, (each.path for each in mixtures)),
         declined=tuple(declined),
         pending=pending,
     )

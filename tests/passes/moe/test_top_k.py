@@ -4,10 +4,15 @@ import pytest
 import torch
 
 from fxcompress.errors import SelectorError, UsageError
+from fxcompress.ir import capture
 from fxcompress.testing import check_pass
 from passes.moe.change_top_k import ChangeTopK
+from passes.moe.lift import Lift
+from passes.moe.merge_experts import MergeExperts
+from passes.moe.to_dense import ToDense
 from passes.moe.upcycle import Upcycle
 from tests.passes.moe.leaves import Model, mixture, program_of, tokens
+from tests.passes.moe.mixtures import WIDTH, Sliced
 from tests.passes.moe.test_upcycle import gated, transformer
 from tests.passes.support import apply
 
@@ -65,6 +70,23 @@ def test_every_pass_owes_this_too():
     result = check_pass(ChangeTopK, program_of(mixture()), {"top_k": 3})
     assert result.decision.summary()[0] == "blocks.0.experts: 2 of 6 experts a token become 3"
     check_pass(ChangeTopK, program_of(mixture()), {"top_k": 2}, edits=0)
+
+
+@pytest.mark.parametrize(
+    ("pass_", "options"),
+    [
+        (ChangeTopK, {"top_k": 1}),
+        (MergeExperts, {"experts": 2, "similarity": "weights", "weighting": "uniform"}),
+        (ToDense, {"weighting": "uniform"}),
+    ],
+)
+def test_mixtures_in_another_spelling_are_lifted_first(pass_, options):
+    x = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0))
+    program = capture(Sliced().eval(), (x,))
+    made = apply(pass_, program, options)
+    assert made.decision.summary()[0].startswith("lifted first: ")
+    after = apply(pass_, apply(Lift, program, {}).program, options)
+    torch.testing.assert_close(outputs(made.program, x), outputs(after.program, x))
 
 
 def test_numbers_that_cannot_be():
