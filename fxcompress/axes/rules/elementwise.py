@@ -121,6 +121,13 @@ def codebook(site: Site) -> Value:
     return dims
 
 
+def exit_rule(site: Site) -> Value:
+    """`[batch, classes]` twice `→ [batch, classes]`: all classes say how sure an answer is."""
+    dims = elementwise(site)
+    site.solver.freeze(dims[-1], "an exit asks how sure the answer is of all classes")
+    return dims
+
+
 def _grouped(site: Site, dims: list[Any], groups: Any, size: int) -> None:
     """The elements of a row are cut in runs: runs may go, parts of them may not."""
     if len(dims) != 2:
@@ -187,6 +194,7 @@ RULES: dict[str, Rule] = {
     "float_quant": float_quant,
     "binarize": binarize,
     "codebook": codebook,
+    "exit": exit_rule,
     "mask": mask,
     "isin": isin,
     "to": cast,

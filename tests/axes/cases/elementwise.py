@@ -12,8 +12,10 @@ from fxcompress.nn import (
     Binarize,
     Codebook,
     DynamicQuantize,
+    Exit,
     FakeQuantize,
     FloatQuantize,
+    LayerDrop,
     Mask,
     StochasticDepth,
     Tap,
@@ -139,6 +141,16 @@ def _codebook(s: Sizes) -> Built:
     return net, (torch.randn(3, 5, s.a),)
 
 
+def _exit(s: Sizes) -> Built:
+    """Two heads of one input, and what chooses between their answers."""
+    net = Net(
+        lambda m, x: m.down(m.exit(m.early(x), m.late(x))),
+        early=nn.Linear(s.a, s.b), late=nn.Linear(s.a, s.b), down=nn.Linear(s.b, s.c),
+        exit=Exit("exit_0", 0.5),
+    )  # fmt: skip
+    return net, (torch.randn(3, s.a),)
+
+
 def _binarized(s: Sizes, *, tracking: bool) -> Built:
     """The last layer's weight and an activation; only the latter lies between what is pruned."""
     rows = Binarize(axis=0, tracking=True)
@@ -212,6 +224,9 @@ CASES: tuple[Case, ...] = (
     case("tap", lambda s: _parameter(lambda m, x: m.tap(x), s, tap=Tap("hidden"))),
     case("stochastic_depth", lambda s: _parameter(
         lambda m, x: m.path(x), s, path=StochasticDepth(0.5, "row"))),
+    case("layer_drop", lambda s: _parameter(
+        lambda m, x: m.drop(x, torch.tanh(x)), s, drop=LayerDrop(0.5, "row"))),
+    case("exit", _exit, freezes=True),
     case("to", lambda s: tokens(lambda x: x.double().to(torch.float32), s)),
     case("addcmul", lambda s: _parameter(
         lambda m, x: torch.addcmul(x, m.p, m.q, value=0.5), s, p=_row(s), q=_row(s))),

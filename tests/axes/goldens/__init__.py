@@ -17,6 +17,7 @@ from tests.axes.goldens import (
     attention,
     create,
     elementwise,
+    experts,
     index,
     linear,
     lookup,
@@ -44,8 +45,8 @@ def _family(module: ModuleType) -> tuple[str, Family]:
 
 
 _MODULES = (
-    attention, create, elementwise, index, linear, lookup, norm, parts, products, sequence, shape,
-    spatial,
+    attention, create, elementwise, experts, index, linear, lookup, norm, parts, products, sequence,
+    shape, spatial,
 )  # fmt: skip
 FAMILIES = dict(map(_family, _MODULES))
 
