@@ -138,7 +138,7 @@ PICTURES: Mapping[str, Picture] = {
     "moe.lift": Picture(Mixture, _states, [{"use": "moe.lift"}]),
     "moe.prune_experts": _mixture(use="moe.prune_experts", count=1, criterion="random"),
     "moe.merge_experts": _mixture(use="moe.merge_experts", experts=2, calibration=2),
-    "moe.to_dense": _mixture(use="moe.to_dense"),
+    "moe.to_dense": _mixture(use="moe.to_dense", calibration=2),
     "moe.change_top_k": _mixture(use="moe.change_top_k", top_k=1),
     "moe.upcycle": _blocks(1, {"use": "moe.upcycle", "experts": 4, "top_k": 1}),
     "factorize.svd": _blocks(1, {"use": "factorize.svd", "rank": 4, "whiten": "none"}),

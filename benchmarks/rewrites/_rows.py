@@ -73,6 +73,7 @@ ROWS: Final[Mapping[str, Row]] = {
     "factorize.depthwise": _one(
         "factorize.depthwise", multiplier=1, whiten="none", what="one filter a channel"
     ),
+    "factorize.embedding": _one("factorize.embedding", rank=8, what="rank 8"),
     "factorize.share_weights": _one("factorize.share_weights", entries=16, iterations=5),
 }
 
