@@ -118,8 +118,8 @@ class RouterLoad(BaseModel):
         busiest = max(range(len(self.shares)), key=self.shares.__getitem__)
         return (
             f"the router of {self.path} has collapsed: its {len(self.shares)} experts are used "
-            f"like {self.used:.1f}, and expert {busiest} has {self.shares[busiest]:.0%} of the choices; "
-            "add the loss `load_balance`, or raise its weight"
+            f"like {self.used:.1f}, and expert {busiest} has {self.shares[busiest]:.0%} of the "
+            "choices; add the loss `load_balance`, or raise its weight"
         )
 
 
