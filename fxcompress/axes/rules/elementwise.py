@@ -123,7 +123,7 @@ def codebook(site: Site) -> Value:
 
 def exit_rule(site: Site) -> Value:
     """`[batch, classes]` twice `→ [batch, classes]`: all classes say how sure an answer is."""
-    dims = elementwise(site)
+    dims = site.broadcast([site.dims("input"), site.dims("other")])
     site.solver.freeze(dims[-1], "an exit asks how sure the answer is of all classes")
     return dims
 
