@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fxcompress.errors import ModelError
+from fxcompress.errors import CaptureError, ModelError
 from fxcompress.ir._calling import CallLike
 from fxcompress.ir._recorder._build import build_module
 from fxcompress.ir._recorder._inputs import BoundCall, DynamicDims, bind_call
+from fxcompress.ir._recorder._loops import loops_written_out
 from fxcompress.ir._recorder._modes import DualRecording, record_both, record_exported
 from fxcompress.ir._recorder._notes import (
     changed_state,
@@ -24,7 +25,7 @@ from fxcompress.ir._recorder._notes import (
 from fxcompress.ir._recorder._sizes import Sizes
 from fxcompress.ir._recorder._state import ModelState
 from fxcompress.ir._recorder._verified import check_against_export, verified
-from fxcompress.ir.program import Program
+from fxcompress.ir.program import Note, Program
 from fxcompress.ir.signature import Signature
 
 __all__ = ["capture"]
@@ -72,14 +73,24 @@ def capture(
         )
     check_opaque(model, tuple(opaque))
     call = bind_call(model, args, kwargs or {}, dynamic, static)
-    sizes = _make_sizes(call)
     state = ModelState.of(model)
-    device = next((t.device for t in call.examples if t.device.type != "meta"), torch.device("cpu"))
-    stand_ins = state.fakes(sizes.fake_mode, device)
-    if tracer == "export":
-        dual = record_exported(model, state, call, sizes, stand_ins)
-    else:
-        dual = record_both(model, state, call, sizes, stand_ins, tuple(opaque))
+
+    def record() -> DualRecording:
+        sizes = _make_sizes(call)
+        found = (t.device for t in call.examples if t.device.type != "meta")
+        stand_ins = state.fakes(sizes.fake_mode, next(found, torch.device("cpu")))
+        if tracer == "export":
+            return record_exported(model, state, call, sizes, stand_ins)
+        return record_both(model, state, call, sizes, stand_ins, tuple(opaque))
+
+    try:
+        dual = record()
+    except CaptureError:
+        with loops_written_out(model) as loops:
+            if not loops:
+                raise
+            dual = record()
+        dual.notes += [Note("experts", path, text) for path, text in loops.items()]
     title = name or type(model).__name__
     program = _program(model, dual, call, state, title)
     if verify:

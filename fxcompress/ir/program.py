@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["Note", "Program"]
 
 NoteKind = Literal[
-    "unused", "mutation", "assumption", "static", "opaque", "train-differs", "stochastic", "tracer"
+    "unused",
+    "mutation",
+    "assumption",
+    "static",
+    "opaque",
+    "train-differs",
+    "stochastic",
+    "tracer",
+    "experts",
 ]
 
 
