@@ -76,6 +76,9 @@ def soft(use, **options):
 
 HIDDEN, MAPS = (5, 4), (3, 4, 4)
 
+# Losses on taps that have no counterpart in a teacher: they have tests of their own.
+ALONE = frozenset({"exits", "load_balance", "router_z", "routing"})
+
 CASES = [
     Case({"use": "hard_labels", "smoothing": 0.1}, (7,), "labels"),
     Case({"use": "next_token"}, (5, 7), "tokens", tokens=(1,)),

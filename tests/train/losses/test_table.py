@@ -13,13 +13,11 @@ from fxcompress.errors import UsageError
 from fxcompress.train import loss_config
 from fxcompress.train.loss_config import Custom, LossConfig
 from fxcompress.train.losses import LOSSES, make_terms
-from tests.train.losses.cases import CASES
+from tests.train.losses.cases import ALONE, CASES
 from tests.train.losses.outcomes import normal, of_logits, of_taps, shapes_of, term
 
 UNION, _ = get_args(LossConfig)
 OPTIONS = {get_args(each.model_fields["use"].annotation)[0]: each for each in get_args(UNION)}
-# Losses on taps that have no counterpart in a teacher.
-ALONE = {"exits", "load_balance", "router_z", "routing"} & set(OPTIONS)
 PAGE = Path(__file__).parents[3] / "docs" / "losses.md"
 
 
