@@ -98,9 +98,9 @@ def _distance(state: Mapping[str, Tensor], group: Sequence[str]) -> float | None
         return None
     size = sum(_energy(tensor) for tensor in first.values())
     found = []
-    for path in group[1:]:
+    for path in group[1:]:  # masks are tensors too, and have no difference as they are
         other = _tensors(state, path)
-        found.append(sum(_energy(other[name].detach() - first[name].detach()) for name in first))
+        found.append(sum(_energy(other[name].double() - first[name].double()) for name in first))
     return float((max(found) / max(size, 1e-300)) ** 0.5)
 
 
