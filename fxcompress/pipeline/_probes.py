@@ -119,9 +119,15 @@ def _tensor(
 
 
 def _bounds(program: Program) -> dict[str, int]:
-    """Return, per integer input, the size of the smallest table that it indexes."""
+    """Return, per integer input, the size of the smallest table that it indexes.
+
+    What is counted up on the way, as the positions of a mask are, is no index.
+    """
     tables: dict[fx.Node, int] = {}
+    counted: set[fx.Node] = set()
     for node in reversed(list(program.nodes)):
+        if op_name(node) == "cumsum" or (_counts(node) and not counted.isdisjoint(node.users)):
+            counted.add(node)
         reached = [tables[user] for user in node.users if user in tables and _integral(node)]
         if op_name(node) == "embedding":
             reached = [_rows(node)]
@@ -130,8 +136,13 @@ def _bounds(program: Program) -> dict[str, int]:
     return {
         str(node.target): tables[node]
         for node in program.graph.find_nodes(op="placeholder")
-        if node in tables
+        if node in tables and node not in counted
     }
+
+
+def _counts(node: fx.Node) -> bool:
+    """Whether a value is numbers that a sum may count: what compares tokens makes other ones."""
+    return _integral(node) and node.meta["val"].dtype is not torch.bool
 
 
 def _integral(node: fx.Node) -> bool:
