@@ -74,23 +74,7 @@ def capture(
     check_opaque(model, tuple(opaque))
     call = bind_call(model, args, kwargs or {}, dynamic, static)
     state = ModelState.of(model)
-
-    def record() -> DualRecording:
-        sizes = _make_sizes(call)
-        found = (t.device for t in call.examples if t.device.type != "meta")
-        stand_ins = state.fakes(sizes.fake_mode, next(found, torch.device("cpu")))
-        if tracer == "export":
-            return record_exported(model, state, call, sizes, stand_ins)
-        return record_both(model, state, call, sizes, stand_ins, tuple(opaque))
-
-    try:
-        dual = record()
-    except CaptureError:
-        with loops_written_out(model) as loops:
-            if not loops:
-                raise
-            dual = record()
-        dual.notes += [Note("experts", path, text) for path, text in loops.items()]
+    dual = _recorded(model, state, call, tuple(opaque), tracer)
     title = name or type(model).__name__
     program = _program(model, dual, call, state, title)
     if verify:
@@ -98,6 +82,30 @@ def capture(
     if check == "export":
         check_against_export(program, model, call, dual)
     return program
+
+
+def _recorded(
+    model: nn.Module, state: ModelState, call: BoundCall, opaque: tuple[str, ...], tracer: str
+) -> DualRecording:
+    """Record as the model is, or with its loops over experts written out where that fails."""
+
+    def record() -> DualRecording:
+        sizes = _make_sizes(call)
+        found = (t.device for t in call.examples if t.device.type != "meta")
+        stand_ins = state.fakes(sizes.fake_mode, next(found, torch.device("cpu")))
+        if tracer == "export":
+            return record_exported(model, state, call, sizes, stand_ins)
+        return record_both(model, state, call, sizes, stand_ins, opaque)
+
+    try:
+        return record()
+    except CaptureError:
+        with loops_written_out(model) as loops:
+            if not loops:
+                raise
+            dual = record()
+        dual.notes += [Note("experts", path, text) for path, text in loops.items()]
+        return dual
 
 
 def _program(
