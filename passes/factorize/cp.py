@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from fxcompress.pipeline.base import Decision, Options, Pass, Preserves, Selection
 from fxcompress.spec.units import Percent
 from passes.factorize._kernels.model import KernelDecision, ensures_chains, rewrite_chains
+from passes.factorize._one_way import check_one_way
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -43,11 +44,8 @@ class CpOptions(Selection):
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
-        given = [self.rank is not None, self.ratio is not None]
-        if sum(given) > 1 or not (any(given) or self.ranks):
-            raise ValueError("give exactly one of rank and ratio, or ranks alone")
-        if any(rank < 1 for rank in self.ranks.values()):
-            raise ValueError("ranks must be at least 1")
+        given = {"rank": self.rank is not None, "ratio": self.ratio is not None}
+        check_one_way(given, "ranks", self.ranks.values())
         if self.ratio == 0:
             raise ValueError("a ratio of 0 keeps nothing")
         return self

@@ -10,6 +10,7 @@ from fxcompress.pipeline.base import Decision, Options, Pass, Preserves, Selecti
 from fxcompress.spec.units import Percent
 from passes._budget import CostBudget
 from passes.factorize._kernels.model import KernelDecision, ensures_chains, rewrite_chains
+from passes.factorize._one_way import check_one_way
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -50,13 +51,9 @@ class DepthwiseOptions(Selection):
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
-        given = [self.multiplier is not None, self.energy is not None, self.budget is not None]
-        if sum(given) > 1 or not (any(given) or self.multipliers):
-            raise ValueError(
-                "give exactly one of multiplier, energy and budget, or multipliers alone"
-            )
-        if any(each < 1 for each in self.multipliers.values()):
-            raise ValueError("multipliers must be at least 1")
+        names = ("multiplier", "energy", "budget")
+        given = {name: getattr(self, name) is not None for name in names}
+        check_one_way(given, "multipliers", self.multipliers.values())
         if self.energy is not None and not self.energy:
             raise ValueError("an energy of 0 keeps nothing")
         return self

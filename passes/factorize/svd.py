@@ -10,6 +10,7 @@ from fxcompress.pipeline.base import Decision, Options, Pass, Preserves, Selecti
 from fxcompress.rewrite.edits import Declined
 from fxcompress.spec.units import Percent
 from passes._budget import CostBudget
+from passes.factorize._one_way import check_one_way
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -53,11 +54,8 @@ class SvdOptions(Selection):
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
-        given = [self.rank is not None, self.energy is not None, self.budget is not None]
-        if sum(given) > 1 or not (any(given) or self.ranks):
-            raise ValueError("give exactly one of rank, energy and budget, or ranks alone")
-        if any(rank < 1 for rank in self.ranks.values()):
-            raise ValueError("ranks must be at least 1")
+        given = {name: getattr(self, name) is not None for name in ("rank", "energy", "budget")}
+        check_one_way(given, "ranks", self.ranks.values())
         if self.energy is not None and not self.energy:
             raise ValueError("an energy of 0 keeps nothing")
         return self

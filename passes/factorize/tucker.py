@@ -10,6 +10,7 @@ from fxcompress.pipeline.base import Decision, Options, Pass, Preserves, Selecti
 from fxcompress.spec.units import Percent
 from passes._budget import CostBudget
 from passes.factorize._kernels.model import KernelDecision, ensures_chains, rewrite_chains
+from passes.factorize._one_way import check_one_way
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -54,16 +55,13 @@ class TuckerOptions(Selection):
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
-        given = [
-            self.ratio is not None,
-            self.energy is not None,
-            self.vbmf,
-            self.budget is not None,
-        ]
-        if sum(given) > 1 or not (any(given) or self.ranks):
-            raise ValueError("give exactly one of ratio, energy, vbmf and budget, or ranks alone")
-        if any(rank < 1 for ranks in self.ranks.values() for rank in ranks):
-            raise ValueError("ranks must be at least 1")
+        given = {
+            "ratio": self.ratio is not None,
+            "energy": self.energy is not None,
+            "vbmf": self.vbmf,
+            "budget": self.budget is not None,
+        }
+        check_one_way(given, "ranks", (rank for ranks in self.ranks.values() for rank in ranks))
         if self.energy == 0 or self.ratio == 0:
             raise ValueError("a ratio or an energy of 0 keeps nothing")
         return self
