@@ -11,9 +11,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Row = TypeVar("_Row")
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -123,3 +129,16 @@ def write_table(
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     print("\n".join(lines[4:]))
     return path
+
+
+def read_rows(file: Path, row: type[_Row]) -> list[_Row]:
+    """Return the rows of a table so far, none where there is no file."""
+    if not file.exists():
+        return []
+    return [row(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))["rows"]]
+
+
+def write_rows(file: Path, rows: Iterable[DataclassInstance]) -> None:
+    """Write the rows of a table, so that an interrupted benchmark leaves what it has."""
+    document = {"format_version": "1.0", "rows": [asdict(each) for each in rows]}
+    file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

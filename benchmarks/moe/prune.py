@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -26,7 +25,7 @@ from typing import Any, Final
 import torch
 
 import fxcompress as fxc
-from benchmarks._common import RESULTS, machine
+from benchmarks._common import RESULTS, machine, read_rows, write_rows
 from benchmarks.moe._model import STEPS, batches, next_character, trained
 from benchmarks.quantize._characters import calibration, read_text
 from fxcompress.ir import Program
@@ -149,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.text is None and not options.render:
         parser.error("name the file of the text")
     torch.set_num_threads(1)
-    rows = {row.name: row for row in _read()}
+    rows = {row.name: row for row in read_rows(FILE, Row)}
     if not options.render:
         with TemporaryDirectory() as folder:
             for seed in options.seed or SEEDS:
@@ -169,15 +168,8 @@ def _run(bench: Bench, rows: dict[str, Row]) -> None:
 
 def _note(rows: dict[str, Row], row: Row) -> None:
     rows[row.name] = row
-    document = {"format_version": "1.0", "rows": [asdict(each) for each in rows.values()]}
-    FILE.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_rows(FILE, rows.values())
     print(f"{row.name}: {row.bits:.4f}, healed {row.healed}, {row.seconds} s", flush=True)
-
-
-def _read() -> list[Row]:
-    if not FILE.exists():
-        return []
-    return [Row(**entry) for entry in json.loads(FILE.read_text(encoding="utf-8"))["rows"]]
 
 
 def render(rows: Iterable[Row]) -> str:

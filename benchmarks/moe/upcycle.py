@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 import fxcompress as fxc
-from benchmarks._common import RESULTS, machine
+from benchmarks._common import RESULTS, machine, read_rows, write_rows
 from benchmarks.quantize._characters import Text, bits_per_character, read_text, trained
 from fxcompress.ir import Program
 from fxcompress.pipeline import Context
@@ -170,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.text is None and not options.render:
         parser.error("name the file of the text")
     torch.set_num_threads(1)
-    rows = {row.name: row for row in _read()}
+    rows = {row.name: row for row in read_rows(FILE, Row)}
     if not options.render:
         with TemporaryDirectory() as folder:
             _run(options, rows, options.cache or Path(folder))
@@ -190,15 +189,8 @@ def _run(options: argparse.Namespace, rows: dict[str, Row], cache: Path) -> None
                 continue
             row = run(variant, seed, options.steps, program, text)
             rows[name] = row
-            document = {"format_version": "1.0", "rows": [asdict(each) for each in rows.values()]}
-            FILE.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            write_rows(FILE, rows.values())
             print(f"{name}: {row.before:.4f} → {row.after:.4f}, {row.seconds} s", flush=True)
-
-
-def _read() -> list[Row]:
-    if not FILE.exists():
-        return []
-    return [Row(**entry) for entry in json.loads(FILE.read_text(encoding="utf-8"))["rows"]]
 
 
 def render(rows: Iterable[Row]) -> str:

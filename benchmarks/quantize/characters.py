@@ -19,10 +19,9 @@ from __future__ import annotations
 import argparse
 import copy
 import fnmatch
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +30,7 @@ from typing import Any, Final
 import torch
 
 import fxcompress as fxc
-from benchmarks._common import RESULTS, machine
+from benchmarks._common import RESULTS, machine, read_rows, write_rows
 from benchmarks.quantize import _peers
 from benchmarks.quantize._characters import bits_per_character, calibration, read_text, trained
 from fxcompress.analysis.cost import cost
@@ -134,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.text is None and not options.render:
         parser.error("name the file of the text")
     torch.set_num_threads(1)
-    rows = {row.name: row for row in _read()}
+    rows = {row.name: row for row in read_rows(FILE, Row)}
     if not options.render:
         with TemporaryDirectory() as folder:
             bench = Bench(options.text, options.cache or Path(folder))
@@ -156,15 +155,8 @@ def _run(bench: Bench, rows: dict[str, Row], only: Sequence[str]) -> None:
 
 def _note(rows: dict[str, Row], row: Row) -> None:
     rows[row.name] = row
-    document = {"format_version": "1.0", "rows": [asdict(each) for each in rows.values()]}
-    FILE.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_rows(FILE, rows.values())
     print(f"{row.name}: {row.loss:.4f}, {row.bytes} bytes, {row.seconds} s", flush=True)
-
-
-def _read() -> list[Row]:
-    if not FILE.exists():
-        return []
-    return [Row(**entry) for entry in json.loads(FILE.read_text(encoding="utf-8"))["rows"]]
 
 
 def recovered(row: Row, rows: Mapping[str, Row]) -> float | None:
