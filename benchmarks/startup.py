@@ -47,7 +47,7 @@ def main() -> None:
         "python -m benchmarks.startup",
         ("command", "wall s, median", "wall s, largest", "imports torch"),
         rows,
-        "Goal: ≤ 0.5 s for `--help` and `check`; `passes` and `schema` read the options of every pass.",
+        "Goal: ≤ 0.5 s for `--help` and `check`; `passes` and `schema` read every pass's options.",
     )
 
 

@@ -222,7 +222,7 @@ HEAVY = {"torch", "numpy", "scipy", "networkx", "jinja2", "safetensors", "transf
 
 
 @pytest.mark.parametrize(
-    "args", (["--help"], ["check", "spec.yaml"], ["passes"], ["schema"]), ids=" ".join
+    "args", [["--help"], ["check", "spec.yaml"], ["passes"], ["schema"]], ids=" ".join
 )
 def test_no_heavy_import(args: list[str], folder: Path) -> None:
     """What makes these commands quick; `python -m benchmarks.startup` measures how quick."""
