@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxcompress.errors import PassError, UsageError
 from fxcompress.ir.modules import describe, is_stock
@@ -64,9 +64,15 @@ def share(rewriter: GraphRewriter, groups: Iterable[Sequence[str]], how: str) ->
 
 
 def combine(rewriter: GraphRewriter, paths: Sequence[str], factors: Sequence[float]) -> None:
-    """Give the first block Σ factor · tensor of all blocks' parameters and statistics."""
+    """Give the first block Σ factor · tensor of all blocks' parameters and statistics.
+
+    Where a factor is negative the statistics stay: a variance could end below zero.
+    """
     first = paths[0]
-    for name in [name for name in rewriter.tree.state() if name.startswith(f"{first}.")]:
+    state = rewriter.tree.state()
+    for name in [name for name in state if name.startswith(f"{first}.")]:
+        if min(factors) < 0 and not isinstance(state[name], nn.Parameter):
+            continue
         same = [f"{path}.{name.removeprefix(f'{first}.')}" for path in paths]
         tensors = [rewriter.get_tensor(each) for each in same]
         if tensors[0].is_floating_point():

@@ -144,6 +144,26 @@ def test_equal_layers_merge_into_one_of_them(formula):
     )
 
 
+@pytest.mark.parametrize(("formula", "variance"), [("differences", 5.0), ("mean", 8 / 3)])
+def test_a_variance_never_ends_below_zero(formula, variance):
+    blocks = nn.Sequential(*(Normed() for _ in range(3)))
+    for block, value in zip(blocks, (5.0, 1.0, 2.0), strict=True):
+        block.norm.running_var.fill_(value)
+    program = capture(blocks.eval(), (torch.randn(2, 4, 5, 5),))
+    after = apply(MergeLayers, program, {"groups": [[0, 1, 2]], "formula": formula}).program
+    torch.testing.assert_close(after.state()["0.norm.running_var"], torch.full((4,), variance))
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return x + self.norm(self.conv(x)).relu()
+
+
 def similar(threshold, depth=6, **options):
     context = Context(data={"calibration": token_batches(2)})
     options = {"threshold": threshold, "size": 2, "calibration": 8, **options}
