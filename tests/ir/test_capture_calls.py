@@ -76,3 +76,20 @@ def test_inputs_that_do_not_fit_the_model_are_explained() -> None:
         capture(ConvNet(), (torch.randn(2, 3, 8, 8),), dynamic={"x": {4: "batch"}})
     with pytest.raises(CaptureError, match="RuntimeError"):
         capture(ConvNet(), (torch.randn(2, 5, 8, 8),))
+
+
+class PythonTypes(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (
+            torch.zeros(x.shape, dtype=int) + x.to(int),
+            x.to(float),
+            torch.ones_like(x, dtype=bool),
+        )
+
+
+def test_types_of_python_are_dtypes() -> None:
+    x = 3 * torch.randn(2, 3)
+    program = capture(PythonTypes(), (x,), dynamic="batch")
+    for got, wanted in zip(program(x), PythonTypes()(x), strict=True):
+        assert got.dtype is wanted.dtype
+        assert torch.equal(got, wanted)

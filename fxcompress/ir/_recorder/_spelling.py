@@ -21,11 +21,19 @@ _CASTS: Final = {
     "bfloat16": torch.bfloat16, "long": torch.int64, "int": torch.int32, "short": torch.int16,
     "char": torch.int8, "byte": torch.uint8, "bool": torch.bool,
 }  # fmt: skip
+_PYTHON_TYPES: Final[Mapping[Any, torch.dtype]] = {
+    int: torch.int64, float: torch.float64, bool: torch.bool, complex: torch.complex128,
+}  # fmt: skip
 
 
 def spell(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
     """Return target, args and kwargs of the canonical call that computes the same."""
-    options = dict(kwargs)
+    # `dtype=int`: a graph's code can only spell what is an object of torch.
+    args = tuple(_PYTHON_TYPES.get(each, each) if type(each) is type else each for each in args)
+    options = {
+        name: _PYTHON_TYPES.get(each, each) if type(each) is type else each
+        for name, each in kwargs.items()
+    }
     if "inplace" in options:
         options.pop("inplace")
     name = getattr(func, "__name__", "")
