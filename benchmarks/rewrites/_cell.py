@@ -20,8 +20,8 @@ from fxcompress.train import training_copy
 __all__ = ["Cell", "cell"]
 
 Status = Literal["equal", "changed", "none", "refused", "wrong", "failed"]
-# Largest differences that are rounding, of the range of an output and of the largest gradient.
-_OUTPUT, _GRADIENT = 1e-5, 1e-4
+# What rounding may do to an output, ‖a − b‖ / ‖a‖, and to gradients, of the largest one.
+_OUTPUT, _GRADIENT = 1e-6, 1e-4
 # How often a rewrite may round where the model rounds once: a layer more, and weights anew.
 _ROUNDINGS = 4
 
@@ -35,14 +35,18 @@ class Cell:
             rewrote, and outputs are finite and others, as they may be), `none` (nothing fits it),
             `refused` (a clear error), `wrong` (it broke its promise) or `failed`.
         text: What was done, or why not.
-        error: Largest difference of an output, of its range; None where nothing was compared.
-        gradient: Likewise of gradients of parameters that were left as they were.
+        error: ‖a − b‖ / ‖a‖ of the output that differs most; None where nothing was compared.
+        precision: What `error` was computed in, where outputs must be equal: `single`, `double`
+            where the model's own rounding in single precision hides what the rewrite does, or
+            `rounding`, in single precision and no more than a few times the model's own.
+        gradient: Largest difference of gradients of parameters that were left, of the largest.
         edits: How many edits there were.
     """
 
     status: Status
     text: str = ""
     error: float | None = None
+    precision: str = ""
     gradient: float | None = None
     edits: int = 0
 
@@ -95,14 +99,20 @@ def _judged(
     text = summary[0] if summary else ""
     if list(expected) != list(found) or not all(_finite(value) for value in found.values()):
         return Cell("wrong", "its outputs are others, or not finite", edits=edits)
-    error = max(_difference(expected[name], found[name]) for name in expected)
+    error, precision = _apart(expected, found), "single"
     if not row.equal:
         return Cell("changed", text, error, edits=edits)
     gradient = _gradients_differ(one, two, expected, found)
-    right = gradient <= _GRADIENT and (
-        error <= _OUTPUT or error <= _ROUNDINGS * _rounding(before, other)
-    )
-    return Cell("equal" if right else "wrong", text, error, gradient, edits)
+    if error > _OUTPUT:
+        wide = _doubled(before, other)
+        doubled = _apart(wide, _doubled(after, other))
+        if doubled <= _OUTPUT:
+            error, precision = doubled, "double"
+        elif error <= _ROUNDINGS * _apart(wide, expected):
+            precision = "rounding"
+    right = error <= _OUTPUT or precision == "rounding"
+    status: Status = "equal" if right and gradient <= _GRADIENT else "wrong"
+    return Cell(status, text, error, precision, gradient, edits)
 
 
 def _outputs(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
@@ -110,14 +120,17 @@ def _outputs(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     return tensors(module(*args, **kwargs))
 
 
-def _rounding(program: Program, inputs: Inputs) -> float:
-    """Return by how much outputs in single and in double precision differ, of their range."""
-    single = _outputs(program.copy().module.eval(), inputs)
+@torch.no_grad()
+def _doubled(program: Program, inputs: Inputs) -> dict[str, Tensor]:
+    """Return the outputs of a program whose tensors and inputs are in double precision."""
     args, kwargs = inputs
     wide = [each.double() if each.is_floating_point() else each for each in args]
     named = {k: each.double() if each.is_floating_point() else each for k, each in kwargs.items()}
-    double = _outputs(training_copy(program).eval().double(), (tuple(wide), named))
-    return max(_difference(double[name], single[name].to(double[name].dtype)) for name in single)
+    return _outputs(training_copy(program).eval().double(), (tuple(wide), named))
+
+
+def _apart(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
+    return max(_difference(expected[name], found[name]) for name in expected)
 
 
 def _finite(value: Tensor) -> bool:
@@ -131,8 +144,8 @@ def _difference(expected: Tensor, found: Tensor) -> float:
         return 0.0 if torch.equal(expected, found) else float("inf")
     if not expected.numel():
         return 0.0
-    largest = expected.abs().max().item()
-    return float((expected - found).abs().max().item() / (largest or 1.0))
+    wanted = expected.detach().double()
+    return float((wanted - found.detach()).norm() / (wanted.norm() or 1.0))
 
 
 def _gradients_differ(

@@ -23,9 +23,11 @@ def results_page(table: Table) -> str:
         f"`python -m benchmarks.rewrites.sweep` on {machine()}.",
         "",
         "Each pass on each model: captured, rewritten, and run on inputs with another batch size "
-        "and padding. *Equal*: outputs within 1e-5 of their range, and gradients of what was left "
-        "as it was within 1e-4 of the largest (outputs also within four times what float32 does to "
-        "the model's own); the table has the median and the largest difference of outputs. "
+        "and padding. *Equal*: ‖a − b‖ ≤ 1e-6 · ‖a‖ for every output, and gradients of what "
+        "was left as it was within 1e-4 of the largest; in brackets how many are so in single "
+        "precision / with both sides computed in double precision, where the model's own rounding "
+        "is larger / within four times the model's own rounding. The last column is the median "
+        "and the largest ‖a − b‖ / ‖a‖. "
         "*Changed*: rewritten, and outputs are finite and others, as the pass says. *Nothing*: "
         "nothing in the model fits the pass. *Refused*: a clear error, most often that nothing "
         "fits. Not all models were run for all passes; how many were is in the second column.",
@@ -40,7 +42,10 @@ def results_page(table: Table) -> str:
         errors = sorted(c.get("error", 0.0) for c in cells if c["status"] == "equal")
         shown = f"{errors[len(errors) // 2]:.1e}, {errors[-1]:.1e}" if errors else ""
         numbers = [count[s] for s in ("equal", "changed", "none", "refused", "wrong", "failed")]
-        middle = " | ".join(map(str, (len(cells), *numbers)))
+        how = Counter(cell.get("precision") for cell in cells if cell["status"] == "equal")
+        first, *others = numbers
+        equal = f"{first} ({how['single']}/{how['double']}/{how['rounding']})" if first else "0"
+        middle = " | ".join(map(str, (len(cells), equal, *others)))
         lines.append(f"| `{name}` | {row.what or 'the default'} | {middle} | {shown} |")
     bad = [
         f"- {model}, `{name}`: {cell['status']}: {cell.get('text', '')}"
@@ -60,8 +65,8 @@ def families_page(table: Table) -> str:
         "Every cell was run: a small model of the family was captured, went through the pass, and "
         "was run on inputs with another batch size and padding.",
         "",
-        "= outputs are what they were, within 1e-5 of their range (or four times what float32 does "
-        "to the model's own), and gradients too; "
+        "= outputs are what they were (‖a − b‖ ≤ 1e-6 · ‖a‖, or in double precision where the "
+        "model's own rounding is larger), and gradients too; "
         "≈ rewritten, outputs are others, as the pass says; · nothing in it fits the pass; "
         "– the pass refuses with a clear error; ✗ a fault. "
         "`make rewrites` runs it again; a test of `make slow` holds every cell to what it says. "

@@ -1,6 +1,6 @@
 """Run every structural pass on every model of the zoo, and write where it applies and what holds.
 
-python -m benchmarks.rewrites.sweep [--families | --only GLOB …] [--passes GLOB]
+python -m benchmarks.rewrites.sweep [--families | --only GLOB …] [--passes GLOB …]
     [--again STATUS] [--jobs N]
 
 Writes results/rewrites.{json,md} and docs/rewrites.md. What is in the file is not run again.
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models = [
         model for model in load_zoo() if any(fnmatch.fnmatch(model.id, glob) for glob in globs)
     ]
-    rows = [row for row in ROWS if fnmatch.fnmatch(row, options.passes)]
+    rows = [row for row in ROWS if any(fnmatch.fnmatch(row, glob) for glob in options.passes)]
     todo = {
         model.id: missing
         for model in models
@@ -115,7 +115,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=["*"], metavar="GLOB", help="models, by id")
     parser.add_argument("--families", action="store_true", help="the models of docs/rewrites.md")
-    parser.add_argument("--passes", default="*", metavar="GLOB", help="rows, by name")
+    parser.add_argument("--passes", nargs="*", default=["*"], metavar="GLOB", help="rows, by name")
     parser.add_argument("--again", action="append", default=[], metavar="STATUS")
     parser.add_argument("--jobs", type=int, default=1)
     return parser.parse_args(arguments)
