@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import fx
 
-from fxcompress.errors import SelectorError, UsageError
+from fxcompress.errors import DataError, SelectorError, UsageError
 from fxcompress.ir import capture, op_name
 from fxcompress.pipeline import Context
 from fxcompress.testing import check_pass, hash_weights_
+from fxcompress.train.metrics import Metric
 from passes.moe.prune_experts import PruneExperts
 from tests.passes.moe.architectures import CONFIGS
 from tests.passes.moe.architectures import captured as architecture
@@ -128,6 +129,32 @@ def test_criteria_are_what_they_say():
         assert mixture.scores == pytest.approx(scores, rel=1e-5)
         best = sorted(range(EXPERTS), key=lambda e, s=scores: -s[e])[:2]
         assert list(mixture.kept) == sorted(best)
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_the_metric_without_each_expert(higher_is_better):
+    program = spelled("MaskedLoop")
+    data = [(x, torch.zeros(len(x))) for x in batches()]
+
+    def size(model, batches):
+        return float(torch.stack([first(model(*x)).square().mean() for x, _ in batches]).mean())
+
+    @torch.no_grad()
+    def without(gone):
+        masked = Masked(program, gone, EXPERTS)
+        return size(lambda x: masked.run(x, enable_io_processing=False), data)
+
+    metric = Metric("size", size, higher_is_better=higher_is_better)
+    options = {"count": 2, "criterion": "metric", "calibration": 4}
+    (mixture,) = apply(
+        PruneExperts, program, options, Context(data={"calibration": data}, metric=metric)
+    ).decision.mixtures
+    sign = 1 if higher_is_better else -1
+    lost = [sign * (without([]) - without([expert])) for expert in range(EXPERTS)]
+    assert mixture.scores == pytest.approx(lost, rel=1e-4)
+    assert list(mixture.kept) == sorted(sorted(range(EXPERTS), key=lambda e: -lost[e])[:2])
+    with pytest.raises(DataError, match="no metric to rank experts by"):
+        apply(PruneExperts, program, options, Context(data={"calibration": data}))
 
 
 def test_padding_does_not_count():
