@@ -13,7 +13,6 @@ from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fix
 from torch.fx.experimental import _config as _sizes
 from torch.utils import _pytree as pytree
 
-from fxcompress.emit._branches import write_branches
 from fxcompress.emit._grouped import write_products_out
 from fxcompress.emit._plain import Call, PlainProgram
 from fxcompress.emit._probes import Leaves
@@ -23,9 +22,6 @@ from fxcompress.ir.signature import Dim
 __all__ = ["Exported", "export_program"]
 
 
-_BRANCHES: Final = (
-    "{count} early exits are branches: a batch stops at the first one that all its samples may take"
-)
 _CHECKED: Final = "sizes follow formulas: the file itself checks whether it was made for them"
 _MANY: Final = 2**48
 _ATTEMPTS: Final = 3
@@ -41,22 +37,18 @@ class Exported:
         self.program, self.notes = program, notes
 
 
-def export_program(
-    plain: PlainProgram, dims: Mapping[str, Dim], example: Leaves, *, branches: bool = False
-) -> Exported:
+def export_program(plain: PlainProgram, dims: Mapping[str, Dim], example: Leaves) -> Exported:
     """Export with a named `torch.export.Dim` per dynamic size, each allowed to be 1.
 
     Args:
         plain: The program; its graph may be changed.
         dims: Its dynamic sizes.
         example: Inputs to trace with.
-        branches: Write early exits as `torch.cond`, which the reader of the file understands.
 
     Raises:
         EmitError: torch.export refuses the graph.
     """
     write_products_out(plain.module)
-    count = write_branches(plain.module) if branches else 0
     call = plain.call(example)
     shapes: Any = _dynamic_shapes(plain, dims)
     notes: tuple[str, ...] = ()
@@ -83,8 +75,6 @@ def export_program(
                 raise _refused(error) from error
         else:
             raise _refused(refusal) from refusal
-    if count:
-        notes = (*notes, _BRANCHES.format(count=count))
     return Exported(program, notes)
 
 

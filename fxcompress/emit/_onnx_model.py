@@ -13,11 +13,13 @@ from typing import Any, Final
 import torch
 from torch import fx
 
+from fxcompress.emit._exit_forms import ExitForm, with_exits
 from fxcompress.emit._export import export_program
 from fxcompress.emit._job import Job
 from fxcompress.emit._lower import Lowered
 from fxcompress.emit._onnx_codebooks import release_indices
 from fxcompress.emit._onnx_lower import OnnxTarget, lower_for
+from fxcompress.emit._onnx_simplify import simplify
 from fxcompress.emit._plain import PlainProgram, plain_program
 from fxcompress.errors import EmitError
 from fxcompress.ir.ops import op_name
@@ -66,12 +68,21 @@ def onnx_model(
     _check_types(plain.module, target)
     lowered = lower_for(plain.module, target, activations) if job.quantized else None
     _keep_reshapes(plain.module)
-    branches = target == "onnxruntime"
-    exported = export_program(plain, job.program.dims, job.example, branches=branches)
-    model = _translate(plain, exported.program, opset)
+    exits: tuple[str, ...] = ()
+
+    def made(own: PlainProgram) -> tuple[Any, tuple[str, ...]]:
+        exported = export_program(own, job.program.dims, job.example)
+        return _translate(own, exported.program, opset), exported.notes
+
+    if target == "onnxruntime":
+        # On a batch of none its Reshape fails, so what follows an exit is always a branch.
+        forms: tuple[ExitForm, ...] = ("branches", "together")
+        (model, sizes), exits = with_exits(plain, job.example, forms, made)
+    else:
+        model, sizes = made(plain)
     _strip(model)
     _name_sizes(model, plain)
-    notes = list(exported.notes)
+    notes = [*sizes, *exits]
     if plain.flattened:
         notes.insert(0, f"outputs of {', '.join(plain.flattened)} are named by field")
     return OnnxModel(model, plain, lowered, tuple(notes))
@@ -139,7 +150,7 @@ def _translate(plain: PlainProgram, program: torch.export.ExportedProgram, opset
                 input_names=[tensor.name for tensor in plain.signature.inputs],
                 output_names=list(plain.outputs),
                 opset_version=opset,
-                custom_translation_table=dict(translations(program)),
+                custom_translation_table=dict(translations(program, opset)),
                 verbose=False,
             )
         except Exception as error:
@@ -150,6 +161,7 @@ def _translate(plain: PlainProgram, program: torch.export.ExportedProgram, opset
             ) from error
     assert made is not None, "the exporter returns the model unless given a path"
     release_indices(made.model)
+    simplify(made.model)
     return made.model
 
 

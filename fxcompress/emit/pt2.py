@@ -12,6 +12,7 @@ import warnings
 import torch
 
 from fxcompress.emit._artifact import Written
+from fxcompress.emit._exit_forms import with_exits
 from fxcompress.emit._export import export_program
 from fxcompress.emit._job import Job
 from fxcompress.emit._lower import lower
@@ -31,7 +32,12 @@ def write(job: Job) -> Written:
     plain = plain_program(job.program)
     form = job.options.pt2.quantized
     lowered = lower(plain.module, form) if job.quantized else None
-    exported = export_program(plain, job.program.dims, job.example, branches=True)
+    exported, exits = with_exits(
+        plain,
+        job.example,
+        ("rows", "branches", "together"),
+        lambda own: export_program(own, job.program.dims, job.example),
+    )
     # A file for other people must not carry a batch of the user's data.
     exported.program._example_inputs = None
     name = job.file("pt2")
@@ -48,4 +54,5 @@ def write(job: Job) -> Written:
         )
     if plain.flattened:
         notes.append(f"plain containers stand for {', '.join(plain.flattened)}")
-    return Written((name,), (*notes, *exported.notes, *(lowered.notes if lowered else ())))
+    more = (*exported.notes, *exits, *(lowered.notes if lowered else ()))
+    return Written((name,), (*notes, *more))

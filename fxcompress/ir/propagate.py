@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-class _DimSource(Source):
+class DimSource(Source):
     """Where a dynamic size comes from; torch._dynamo's own class costs seconds to import."""
 
     def __init__(self, dim: str) -> None:
@@ -65,7 +65,7 @@ def new_fake_mode(
     sizes: dict[str, torch.SymInt] = {}
     fresh: dict[str, Dim] = {}
     for name, dim in dims.items():
-        source = _DimSource(f"dim_{name}")
+        source = DimSource(f"dim_{name}")
         symbol = shape_env.create_symbol(
             dim.example, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None
         )

@@ -40,6 +40,12 @@ class ExitWhenOptions(Options):
         "minus its largest probability. It is taken where that is below its threshold.",
     )
     calibration: int = Field(default=1000, ge=1, description="Samples of the calibration split.")
+    batch: Literal["each", "together"] = Field(
+        default="each",
+        description="What formats that can branch do with a batch: `each` sample leaves it as soon "
+        "as it may, and the rest of the network runs on the others; or all of them stop "
+        "`together`, once all may.",
+    )
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -88,6 +94,7 @@ class ExitWhenDecision(Decision):
         metric: The metric with these thresholds, and without exits; None without a metric.
         curve: What one threshold for all exits gives, by compute.
         name: What the metric is called.
+        batch: Whether samples leave a batch one by one; `together` where a batch is one sample.
     """
 
     exits: tuple[ExitChoice, ...] = ()
@@ -98,6 +105,7 @@ class ExitWhenDecision(Decision):
     metric: tuple[float, float] | None = None
     curve: tuple[ExitPoint, ...] = ()
     name: str = ""
+    batch: Literal["each", "together"] = "together"
 
     def summary(self) -> tuple[str, ...]:
         """Return each exit, and what all of them give."""
@@ -137,9 +145,13 @@ class ExitWhen(Pass[ExitWhenOptions, ExitWhenDecision]):
 
     A sample's answer is that of the first exit whose uncertainty is below its threshold, else the
     last one's (Teerapittayanon et al., 2016, arXiv:1709.01686, algorithm 1). That holds sample by
-    sample, whatever else is in the batch. A batch stops when all of its samples did: in pt2
-    (`torch.cond`) and ONNX (`If`) what comes after is then not computed, so that single samples
-    gain most. Other formats, and the Program itself, compute all exits and choose.
+    sample, whatever else is in the batch.
+
+    With `batch: each` samples that stop leave their batch: eager PyTorch, pt2, ONNX and Python run
+    what comes after an exit on the others alone, which every value that it reads is gathered for.
+    It is refused where samples cannot be told apart, or read each other. With `together` a batch
+    stops once all of its samples may, and no size depends on data. Other formats, and the Program
+    itself, compute all exits and choose.
 
     The entropy −Σ p · log p / log C comes from log-softmax, in float32, so that nothing overflows.
     With `metric_drop` the best common threshold is looked for first, then each exit's by itself.
@@ -163,8 +175,8 @@ class ExitWhen(Pass[ExitWhenOptions, ExitWhenDecision]):
         """Return the thresholds.
 
         Raises:
-            UsageError: There are no exits, the answer is no `[batch, classes]`, or the target
-                cannot be met.
+            UsageError: There are no exits, the answer is no `[batch, classes]`, the target cannot
+                be met, or samples cannot leave a batch one by one.
             DataError: The calibration split is missing or too small, or there is no metric.
             NumericsError: Logits hold a NaN.
         """

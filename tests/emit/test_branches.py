@@ -8,9 +8,12 @@ from torch import nn
 
 from fxcompress.emit import eager_module
 from fxcompress.emit._branches import write_branches
+from fxcompress.emit._exit_forms import with_exits
 from fxcompress.emit._export import export_program
 from fxcompress.emit._plain import plain_program
 from fxcompress.emit._probes import probes
+from fxcompress.emit._rows import write_rows
+from fxcompress.errors import EmitError
 from fxcompress.ir import capture
 from fxcompress.nn import Exit
 from fxcompress.rewrite import GraphRewriter
@@ -19,8 +22,9 @@ from fxcompress.rewrite import GraphRewriter
 class Chain(nn.Module):
     """Three layers, each followed by a head; the last size is read from an inner tensor."""
 
-    def __init__(self):
+    def __init__(self, mixing: bool = False):
         super().__init__()
+        self.mixing = mixing
         self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
         self.heads = nn.ModuleList(nn.Linear(6, 4) for _ in range(3))
 
@@ -28,31 +32,61 @@ class Chain(nn.Module):
         answers = []
         for layer, head in zip(self.layers, self.heads, strict=True):
             x = torch.relu(layer(x)).reshape(x.shape[0], 2, 3).flatten(1)
+            x = x - x.mean(0) if self.mixing else x
             answers.append(head(x))
         return tuple(answers)
 
 
 @cache
-def chained(low=0.93, high=0.95):
+def chained(low=0.93, high=0.95, batch="each", mixing=False):
     torch.manual_seed(0)
-    program = capture(Chain().eval(), (torch.randn(4, 6),))
+    program = capture(Chain(mixing).eval(), (torch.randn(4, 6),))
     rewriter = GraphRewriter(program)
     (output,) = rewriter.graph.find_nodes(op="output")
     first, second, last = output.args[0]
-    value = rewriter.call_module("b", Exit("exit_1", high), (second, last), before=output)
-    value = rewriter.call_module("a", Exit("exit_0", low), (first, value), before=output)
-    rewriter.set_args(output, ((value, value, value),))
+    for name, threshold, early in (("exit_1", high, second), ("exit_0", low, first)):
+        choice = Exit(name, threshold, batch=batch)
+        last = rewriter.call_module(name, choice, (early, last), before=output)
+    rewriter.set_args(output, ((last, last, last),))
     return rewriter.finish()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 16])
-def test_branches_give_the_same_answers(rows):
-    module = eager_module(chained())
-    torch.manual_seed(rows)
-    for _ in range(4):
+def example_of(program):
+    return probes(program, None, 0, program.dims)[0]
+
+
+def exported(program, *forms):
+    """Return an exported program, its notes on exits, and all its ops, branches included."""
+    plain = plain_program(program)
+    made, notes = with_exits(
+        plain, example_of(program), forms,
+        lambda own: export_program(own, program.dims, example_of(program)),
+    )  # fmt: skip
+    graphs = [m for m in made.program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    ops = [[str(node.target) for node in each.graph.nodes] for each in graphs]
+    return made.program.module(), notes, ops
+
+
+@pytest.mark.parametrize("batch", ["each", "together"])
+@pytest.mark.parametrize("thresholds", [(0.93, 0.95), (2.0, 0.0), (0.0, 0.0)])
+def test_branches_give_the_same_answers(batch, thresholds):
+    program = chained(*thresholds, batch=batch)
+    module = eager_module(program)
+    for rows in (1, 2, 16):
+        torch.manual_seed(rows)
         x = torch.randn(rows, 6)
-        for got, wanted in zip(module(x), chained()(x), strict=True):
-            assert torch.equal(got, wanted)
+        for got, wanted in zip(module(x), program(x), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_what_comes_after_an_exit_runs_on_the_rest_alone():
+    module, ran = eager_module(chained(0.93, 0.97)), []
+    layers = [layer for name, layer in module.named_modules() if name.startswith("layers.")]
+    hooks = [each.register_forward_hook(lambda m, x, y: ran.append(len(y))) for each in layers]
+    module(torch.randn(64, 6, generator=torch.Generator().manual_seed(1)))
+    for each in hooks:
+        each.remove()
+    assert ran[0] == 64 > ran[1] > ran[2] > 0
 
 
 def test_what_comes_after_an_exit_is_not_computed():
@@ -61,26 +95,55 @@ def test_what_comes_after_an_exit_is_not_computed():
     write_branches(plain.module)
     # All samples are sure at once: only the first layer and its head are outside a branch.
     names = {str(node.target) for node in plain.module.graph.nodes if node.op == "call_module"}
-    assert names == {"layers.0", "heads.0", "a_branch"}
-    inner = plain.module.a_branch.later
+    assert names == {"layers.0", "heads.0", "exit_0_branch"}
+    inner = plain.module.exit_0_branch.later
     assert {str(n.target) for n in inner.graph.nodes if n.op == "call_module"} == {
-        "layers.1", "heads.1", "b_branch",
+        "layers.1", "heads.1", "exit_1_branch",
     }  # fmt: skip
 
 
-def test_exported_programs_branch_and_skip_the_rest():
+@pytest.mark.parametrize("form", ["rows", "branches", "together"])
+def test_exported_programs_skip_what_is_not_needed(form):
     program = chained()
-    plain = plain_program(program)
-    example = probes(program, None, 0, program.dims)[0]
-    exported = export_program(plain, program.dims, example, branches=True)
-    assert "2 early exits are branches" in exported.notes[-1]
-    module = exported.program.module()
-    ops = [str(node.target) for node in exported.program.graph.nodes]
-    assert ops.count("cond") == 1
-    assert sum("linear" in op for op in ops) == 2
+    module, notes, ops = exported(program, form)
+    assert notes[-1].startswith("2 early exits")
+    whole, *inner = ops
+    assert whole.count("cond") == (form != "rows")
+    assert sum("linear" in op for op in whole) == (6 if form == "rows" else 2)
+    gathered = sum("index_select" in op for each in (whole, *inner) for op in each)
+    assert gathered == (0 if form == "together" else 2)
     for rows in (1, 3, 9):
         x = torch.randn(rows, 6)
-        torch.testing.assert_close(module(x), tuple(chained()(x)))
+        torch.testing.assert_close(module(x), tuple(program(x)))
+
+
+def test_samples_that_read_each_other_stop_together_and_the_note_says_why():
+    program = chained(mixing=True)
+    with pytest.raises(EmitError) as caught:
+        eager_module(program)
+    assert caught.value.reason == "it is computed from all samples of a batch at once"
+    assert caught.value.hint == "use `batch: together` in `depth.exit_when`"
+    assert caught.value.where == "/mean@2"
+    _, notes, _ = exported(program, "rows", "together")
+    assert notes[0] == "early exits are not written as rows: " + caught.value.reason
+    assert "a batch stops at the first one" in notes[1]
+
+
+class Stubborn(nn.Linear):
+    """Takes no batch of none."""
+
+    def forward(self, x):
+        return super().forward(x).reshape(x.shape[0], -1)
+
+
+def test_a_network_that_takes_no_batch_of_none_is_a_branch():
+    program = chained(0.93, 0.95)
+    plain = plain_program(program)
+    stubborn = Stubborn(6, 6)
+    plain.module.set_submodule("layers.2", stubborn)
+    with pytest.raises(EmitError, match="does not run on a batch of none") as caught:
+        write_rows(plain, example_of(program))
+    assert "cannot reshape tensor of 0 elements" in caught.value.reason
 
 
 def test_a_graph_without_exits_is_left_alone():

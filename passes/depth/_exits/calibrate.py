@@ -20,6 +20,7 @@ from fxcompress.train.data import Split
 from fxcompress.train.joint.agree import main_place
 from passes._observe import observe
 from passes.depth._exits.head import answer_of
+from passes.depth._exits.samples import check_each
 from passes.depth._exits.search import Setting, best_within, cheapest_within, sweep
 from passes.depth.exit_when import ExitChoice, ExitPoint, ExitWhenDecision
 
@@ -39,6 +40,28 @@ def decide_thresholds(
     exits = _exits(program)
     answer = answer_of(program)
     _check_classes(program, answer)
+    size = answer.meta["val"].shape[0]
+    # A batch of one sample stops as a whole in any case.
+    alone = isinstance(size, int) and size == 1
+    never = ExitWhenDecision(
+        exits=_choices(exits, (0.0,) * len(exits), (1.0,) * len(exits)),
+        output=node_ids(program)[answer],
+        batch="together" if alone else options.batch,
+    )
+    if never.batch == "each":
+        check_each(program, never, run=not context.planning)
+    decision = _decision(program, options, context, exits, answer)
+    return decision.model_copy(update={"batch": never.batch})
+
+
+def _decision(
+    program: Program,
+    options: ExitWhenOptions,
+    context: Context,
+    exits: tuple[Early, ...],
+    answer: fx.Node,
+) -> ExitWhenDecision:
+    """Return the thresholds."""
     costs = _costs(program, exits, answer)
     base = ExitWhenDecision(
         criterion=options.criterion, output=node_ids(program)[answer], last=costs[-1]

@@ -23,7 +23,7 @@ def insert_choices(rewriter: GraphRewriter, decision: ExitWhenDecision) -> None:
     value = answer
     for chosen in reversed(decision.exits):
         head = heads[chosen.name]
-        choice = Exit(chosen.name, chosen.threshold, decision.criterion)
+        choice = Exit(chosen.name, chosen.threshold, decision.criterion, decision.batch)
         path = rewriter.fresh_path(f"{EXITS}.{chosen.name}.choice")
         value = rewriter.call_module(path, choice, (head.logits, value), before=output, scope=())
         assert head.tap is not None, "decide refused exits that have thresholds"
