@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from fxcompress.emit._float8_ops import onnx_translations as float8_translations
 from fxcompress.emit._lower import register_decomposed
+from fxcompress.emit._onnx_attention import attention_translations
 from fxcompress.emit._onnx_dynamic import dynamic_translations
 
 __all__ = ["translations"]
@@ -20,8 +21,15 @@ _INT32 = 6
 _RANGES = {"u8": (0, 255), "s8": (-128, 127)}
 
 
-def translations(program: ExportedProgram) -> Mapping[Callable[..., Any], Callable[..., Any]]:
-    """Return the table for `torch.onnx.export(custom_translation_table=…)`."""
+def translations(
+    program: ExportedProgram, opset: int
+) -> Mapping[Callable[..., Any], Callable[..., Any]]:
+    """Return the table for `torch.onnx.export(custom_translation_table=…)`.
+
+    Args:
+        program: What is translated.
+        opset: Version of the ONNX operator set.
+    """
     ops = register_decomposed()
     table: dict[Callable[..., Any], Callable[..., Any]] = {
         ops.quantize_per_tensor.default: _quantize_per_tensor,
@@ -29,6 +37,7 @@ def translations(program: ExportedProgram) -> Mapping[Callable[..., Any], Callab
         ops.dequantize_per_channel.default: _dequantize_per_channel,
         **dynamic_translations(),
         **float8_translations(),
+        **attention_translations(opset),
     }
     pools = program.graph.find_nodes(
         op="call_function", target=torch.ops.aten.adaptive_avg_pool2d.default
