@@ -67,8 +67,10 @@ class Experts(nn.Module):
 
         y = Σ_k weights_k · down_e(act(gate_e x) · up_e x),   e = indices_k
 
-    without a gate `down_e(act(up_e x))`. All parameters and `weights` have gradients; those of an
-    expert that no token chose are zeros. A token may choose one expert more than once.
+    without a gate `down_e(act(up_e x))`. With a limit ℓ, `gate_e x` is cut off above ℓ and `up_e x`
+    above ℓ and below −ℓ. While training, `dropout` of what `down_e` reads is dropped. All
+    parameters and `weights` have gradients; those of an expert that no token chose are zeros. A
+    token may choose one expert more than once.
 
     Parameters: `gate` and `up` `[experts, hidden, width]`, `down` `[experts, width, hidden]`,
     `gate_bias` and `up_bias` `[experts, hidden]`, `down_bias` `[experts, width]`; `gate` and the
@@ -81,9 +83,12 @@ class Experts(nn.Module):
         activation: A key of `ACTIVATIONS`, or with a gate of `GATES`.
         gated: Whether there is a gate.
         biases: Which of `gate`, `up` and `down` have a bias.
+        limit: Where `gate` is cut off above and `up` both ways; None for nowhere.
+        dropout: How likely each value before `down` is dropped while training.
 
     Raises:
-        UsageError: The activation is not known, or needs a gate; a bias of a matrix that is not.
+        UsageError: The activation is not known, or needs a gate, as a limit does; a bias of a
+            matrix that is not.
     """
 
     gate: Tensor | None
@@ -102,18 +107,22 @@ class Experts(nn.Module):
         gated: bool = True,
         biases: Sequence[str] = (),
         *,
+        limit: float | None = None,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check_activation(activation, gated)
+        if limit is not None and not gated:
+            raise UsageError("a limit of experts needs a gate", reason="it cuts gate and up off")
         wrong = [name for name in biases if name not in _BIASES[not gated :]]
         if wrong:
             raise UsageError(
                 f"experts have no {wrong[0]} that could have a bias",
                 reason=f"their matrices are {', '.join(_BIASES[not gated :])}",
             )
-        self.activation = activation
+        self.activation, self.limit, self.dropout = activation, limit, dropout
         inner, outer = (experts, hidden, width), (experts, width, hidden)
         for name, shape in (("gate", inner), ("up", inner), ("down", outer)):
             held = gated or name != "gate"
@@ -136,6 +145,8 @@ class Experts(nn.Module):
         up_bias: Tensor | None = None,
         down_bias: Tensor | None = None,
         activation: str = "silu",
+        limit: float | None = None,
+        dropout: float = 0.0,
     ) -> Experts:
         """Return experts of these matrices, which become parameters unless they are.
 
@@ -146,7 +157,17 @@ class Experts(nn.Module):
                  "up_bias": up_bias, "down_bias": down_bias}  # fmt: skip
         experts, hidden, width = up.shape
         biases = tuple(name for name in _BIASES if given[f"{name}_bias"] is not None)
-        made = cls(experts, width, hidden, activation, gate is not None, biases, device="meta")
+        made = cls(
+            experts,
+            width,
+            hidden,
+            activation,
+            gate is not None,
+            biases,
+            limit=limit,
+            dropout=dropout,
+            device="meta",
+        )
         for name, tensor in given.items():
             if tensor is None:
                 continue
@@ -185,6 +206,11 @@ class Experts(nn.Module):
         """Which matrices have a bias."""
         return tuple(name for name in _BIASES if getattr(self, f"{name}_bias") is not None)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `of` takes beside tensors to make experts that compute alike."""
+        return {"activation": self.activation, "limit": self.limit, "dropout": self.dropout}
+
     def matrices(self) -> tuple[Tensor, ...]:
         """Return gate (where there is one), up and down."""
         return (self.up, self.down) if self.gate is None else (self.gate, self.up, self.down)
@@ -219,7 +245,8 @@ class Experts(nn.Module):
         """Return the arguments."""
         shape = f"experts={self.experts}, width={self.width}, hidden={self.hidden}"
         rest = f"activation={self.activation!r}, gated={self.gated}"
-        return f"{shape}, {rest}" + (f", biases={self.biases}" if self.biases else "")
+        held = {"biases": self.biases, "limit": self.limit, "dropout": self.dropout}
+        return ", ".join([shape, rest, *(f"{name}={own}" for name, own in held.items() if own)])
 
     def _runs(self, rows: Tensor, chosen: Tensor) -> Tensor:
         """Return each row through its expert; `rows` are sorted by it, `chosen` is not."""
@@ -288,12 +315,20 @@ class Experts(nn.Module):
         gated = None if gate is None else F.linear(x, gate, gate_bias)
         return F.linear(self._activated(gated, F.linear(x, up, up_bias)), down, down_bias)
 
-    def _activated(self, gate: Tensor | None, up: Tensor) -> Tensor:
+    def activated(self, gate: Tensor | None, up: Tensor) -> Tensor:
+        """Return what the last matrix reads, before any dropout."""
         if gate is None:
             return ACTIVATIONS[self.activation](up)
+        if self.limit is not None:
+            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
         if self.activation in GATES:
             return GATES[self.activation](gate, up)
         return ACTIVATIONS[self.activation](gate) * up
+
+    def _activated(self, gate: Tensor | None, up: Tensor) -> Tensor:
+        inner = self.activated(gate, up)
+        # Without one there is no op, so that what is exported has none either.
+        return F.dropout(inner, self.dropout, self.training) if self.dropout else inner
 
     def _all(self) -> tuple[Tensor | None, ...]:
         biases = (self.gate_bias, self.up_bias, self.down_bias)

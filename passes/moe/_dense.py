@@ -78,6 +78,8 @@ def insert_dense(
     activation: str,
     *,
     gated: bool,
+    limit: float | None = None,
+    dropout: float = 0.0,
     trainable: bool = True,
     before: fx.Node,
     scope: tuple[tuple[str, str], ...],
@@ -91,25 +93,33 @@ def insert_dense(
         x: What it reads, `[..., width]`.
         activation: A key of `fxcompress.nn.experts.ACTIVATIONS` or `GATES`.
         gated: Whether it has a gate.
+        limit: Where the gate is cut off above and `up` both ways; None for nowhere.
+        dropout: How likely each value before `down` is dropped while training.
         trainable: Whether its parameters are trained.
         before: The node that comes next in the graph.
         scope: Of the nodes.
     """
     write = _Writer(rewriter, before, scope)
-    modules: dict[str, nn.Module | None] = dict.fromkeys(("gate", "up", "down"))
+    modules: dict[str, nn.Module | None] = dict.fromkeys(("gate", "up", "down", "dropout"))
     if layer is not None:
+        modules["dropout"] = nn.Dropout(dropout)
         modules["up"] = linear_of(layer.up, layer.up_bias, trainable=trainable)
         modules["down"] = linear_of(layer.down, layer.down_bias, trainable=trainable)
         if layer.gate is not None:
             modules["gate"] = linear_of(layer.gate, layer.gate_bias, trainable=trainable)
     gate = write.layer(f"{path}.gate", modules["gate"], x) if gated else None
     up = write.layer(f"{path}.up", modules["up"], x)
+    if gate is not None and limit is not None:
+        gate = write.call(torch.clamp, gate, max=limit)
+        up = write.call(torch.clamp, up, -limit, limit)
     if gate is None:
         hidden = _activated(write, activation, up)
     elif activation == "clamped_swiglu":
         hidden = _clamped_swiglu(write, gate, up)
     else:
         hidden = write.call(operator.mul, _activated(write, activation, gate), up)
+    if dropout:
+        hidden = write.layer(f"{path}.dropout", modules["dropout"], hidden)
     return write.layer(f"{path}.down", modules["down"], hidden)
 
 

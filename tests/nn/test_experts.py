@@ -116,12 +116,38 @@ def test_parameters_that_are_given_are_kept():
     assert isinstance(module.down, nn.Parameter)
 
 
+def test_a_limit_cuts_gate_and_up_off():
+    own = dict(made().named_parameters())
+    module = Experts.of(**own, limit=0.25)
+    x = 4 * torch.randn(TOKENS, WIDTH)
+    gate = (x @ module.gate[1].T).clamp(max=0.25)
+    up = (x @ module.up[1].T).clamp(-0.25, 0.25)
+    wanted = (nn.functional.silu(gate) * up) @ module.down[1].T
+    torch.testing.assert_close(module.apply_expert(1, x), wanted)
+    assert not torch.allclose(module.apply_expert(1, x), made().apply_expert(1, x))
+
+
+def test_dropout_drops_hidden_values_while_training_only():
+    module = Experts(1, WIDTH, 10_000, gated=False, dropout=0.25)
+    module.up.data.fill_(1.0)
+    module.down.data.fill_(1.0)
+    x = torch.ones(1, WIDTH)
+    whole = module.eval().apply_expert(0, x)
+    assert torch.equal(whole, module.apply_expert(0, x))
+    torch.manual_seed(0)
+    part = module.train().apply_expert(0, x)
+    kept = part / whole * 0.75
+    assert 0.7 < float(kept.detach().mean()) < 0.8
+    assert describe(module).kwargs["dropout"] == 0.25
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: Experts(2, 3, 4, "swoosh"), "experts have no activation 'swoosh'"),
         (lambda: Experts(2, 3, 4, "clamped_swiglu", False), "needs a gate"),
         (lambda: Experts(2, 3, 4, gated=False, biases=["gate"]), "could have a bias"),
+        (lambda: Experts(2, 3, 4, gated=False, limit=1.0), "a limit of experts needs a gate"),
         (
             lambda: Experts.of(up=torch.ones(2, 4, 3), down=torch.ones(2, 4, 3)),
             r"down of experts has the shape \[2, 4, 3\]",

@@ -214,7 +214,8 @@ def _experts(module: Experts) -> dict[str, Any]:
     }
     if not module.gated:
         arguments["gated"] = False
-    return {**arguments, "biases": module.biases} if module.biases else arguments
+    held = {name: getattr(module, name) for name in ("biases", "limit", "dropout")}
+    return {**arguments, **{name: value for name, value in held.items() if value}}
 
 
 HELPERS: Final[Mapping[type[nn.Module], Helper]] = {

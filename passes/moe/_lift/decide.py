@@ -10,7 +10,8 @@ from fxcompress.errors import PassError, SelectorError
 from fxcompress.ir.naming import node_ids
 from fxcompress.rewrite import GraphRewriter
 from fxcompress.rewrite.edits import Declined
-from passes.moe._lift.find import Found, find_mixtures
+from passes.moe._lift.find import find_mixtures
+from passes.moe._lift.found import Found
 from passes.moe._lift.insert import insert, path_of
 from passes.moe.lift import LiftDecision, Lifted, LiftOptions
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, fx
 
-from fxcompress.ir.ops import bind, op_name, op_spec
+from fxcompress.ir.ops import bind, module_of, op_name, op_spec
 from fxcompress.nn.experts import ACTIVATIONS, GATES
 from passes.moe._lift.miss import Miss
 from passes.moe._lift.products import Product
-from passes.moe._lift.trial import Sizes, Stub, evaluate
+from passes.moe._lift.trial import Sizes, Stub, evaluate, is_dropout
 
-__all__ = ["Feed", "Part", "find_feed", "part_of"]
+__all__ = ["Feed", "Part", "drops", "find_feed", "part_of"]
 
 Part = Literal["all", "first", "second", "even", "odd"]
 _MOST: Final = 40
 _CLOSE: Final = 1e-5
-_WANTED: Final = ("runs", "rows", "all")
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,20 @@ class Feed:
         up: The product that makes `up`, and which of its outputs are that.
         gate: The same of the gate, which may be the same product, or None.
         activation: A name that `fxcompress.nn.Experts` knows.
+        limit: At which `gate` is cut off above and `up` both ways, or None.
+        dropout: How likely a value before `down` is dropped while training.
+        dropped: The node that does it.
+        problem: Why it cannot be an expert of the leaf, in words.
     """
 
     down: Product
     up: tuple[Product, Part]
-    gate: tuple[Product, Part] | None
-    activation: str
+    gate: tuple[Product, Part] | None = None
+    activation: str = ""
+    limit: float | None = None
+    dropout: float = 0.0
+    dropped: tuple[fx.Node, ...] = ()
+    problem: str | None = None
 
     @property
     def x(self) -> fx.Node:
@@ -50,29 +57,42 @@ class Feed:
         gate = () if self.gate is None else (self.gate[0],)
         return tuple(dict.fromkeys((*gate, self.up[0], self.down)))
 
+    def is_zero_at_zero(self) -> bool:
+        """Whether zeros between its products stay zeros, with and without a gate."""
+        zero = torch.zeros(1)
+        if self.activation in GATES:
+            return not bool(GATES[self.activation](zero, zero).any())
+        return self.gate is not None or not bool(ACTIVATIONS[self.activation](zero).any())
+
 
 def find_feed(down: Product, products: Mapping[fx.Node, Product]) -> Feed | None:
-    """Return the feed-forward layer that ends in a product, or None where it is no such end.
-
-    Raises:
-        Miss: It looks like one of experts, but does something else in between.
-    """
-    ups = _sources(down, products)
+    """Return the feed-forward layer that ends in a product, or None where it is no such end."""
+    ups, between = _sources(down, products)
     if not ups:
         return None
     if any(up.kind != down.kind or up.choice is not down.choice for up in ups):
         return None
     if len(ups) > 2 or len({up.x for up in ups}) != 1:
         return None
-    feed = _by_trial(down, ups)
-    if feed is None and down.kind in _WANTED:
-        raise Miss("what is between its products is no activation that is known", down.core)
-    return feed
+    unknown = Feed(down, (ups[0], "all"))
+    dropped = [node for node in between if drops(node)]
+    if dropped and dropped != _last(down, ups):
+        return replace(unknown, problem="it drops values before its activation is done")
+    limits = sorted({limit for node in between if (limit := _limit(node)) is not None})
+    found = _by_trial(down, ups, limits)
+    if found is None:
+        problem = "what is between its products is no activation that is known"
+        return replace(unknown, problem=problem)
+    rate = _rate(dropped[0]) if dropped else 0.0
+    return replace(found, dropout=rate, dropped=tuple(dropped))
 
 
-def _sources(down: Product, products: Mapping[fx.Node, Product]) -> list[Product]:
-    """Return the products that `down` multiplies, elementwise ops and slices in between."""
+def _sources(
+    down: Product, products: Mapping[fx.Node, Product]
+) -> tuple[list[Product], list[fx.Node]]:
+    """Return the products that `down` multiplies, and the elementwise ops and slices between."""
     found: dict[Product, None] = {}
+    between: list[fx.Node] = []
     stack, seen = [down.x], {down.x}
     while stack:
         node = stack.pop()
@@ -81,34 +101,57 @@ def _sources(down: Product, products: Mapping[fx.Node, Product]) -> list[Product
             continue
         spec = op_spec(op_name(node))
         if spec is None or len(seen) > _MOST or node.op in ("placeholder", "get_attr"):
-            return []
-        if spec.kind == "dropout" and _drops(node):
-            if down.kind in _WANTED:
-                raise Miss("it drops values while training, which the leaf does not", node)
-            return []
-        if not (spec.elementwise or spec.kind in ("shape", "index")):
-            return []
+            return [], []
+        if not (spec.elementwise or spec.kind in ("shape", "index", "dropout")):
+            return [], []
+        between.append(node)
         fresh = [n for n in node.all_input_nodes if n not in seen]
         seen.update(fresh)
         stack.extend(fresh)
-    return sorted(found, key=lambda each: each.node)
+    return sorted(found, key=lambda each: each.node), between
 
 
-def _drops(node: fx.Node) -> bool:
+def drops(node: fx.Node) -> bool:
+    """Whether a node drops values while training."""
+    return is_dropout(node) and _rate(node) > 0
+
+
+def _rate(node: fx.Node) -> float:
     if node.op == "call_module":
-        module: Any = node.graph.owning_module.get_submodule(str(node.target))  # type: ignore[union-attr]
-        return bool(getattr(module, "p", 1.0))
-    return bool(bind(node).get("p", 1.0))
+        return float(getattr(module_of(node), "p", 1.0))
+    return float(bind(node).get("p", 1.0))
 
 
-def _by_trial(down: Product, ups: list[Product]) -> Feed | None:
+def _last(down: Product, ups: Iterable[Product]) -> list[fx.Node]:
+    """Return the dropout that `down` reads, casts and other shapes between; at most one."""
+    node, ends = down.x, {up.node for up in ups}
+    while node not in ends:
+        spec = op_spec(op_name(node))
+        if op_name(node) == "dropout":
+            return [node]
+        if spec is None or spec.kind not in ("shape", "identity") or len(node.all_input_nodes) != 1:
+            return []
+        node = node.all_input_nodes[0]
+    return []
+
+
+def _limit(node: fx.Node) -> float | None:
+    """Return the upper end of a clamp."""
+    if op_name(node) != "clamp":
+        return None
+    top = bind(node).get("max")
+    return float(top) if isinstance(top, int | float) else None
+
+
+def _by_trial(down: Product, ups: list[Product], limits: Iterable[float]) -> Feed | None:
     """Find the activation, and which outputs are the gate, on random numbers."""
     sizes = Sizes()
     generator = torch.Generator().manual_seed(0)
     shapes = [sizes.shape(up.node) for up in ups]
     dtype = ups[0].node.meta["val"].dtype
+    spread = 4.0 * max((1.0, *limits))
     known = {
-        up.node: (4 * torch.randn(shape, generator=generator)).to(dtype)
+        up.node: (spread * torch.randn(shape, generator=generator)).to(dtype)
         for up, shape in zip(ups, shapes, strict=True)
     }
     stubs: dict[fx.Node, Stub] = {}
@@ -116,19 +159,28 @@ def _by_trial(down: Product, ups: list[Product]) -> Feed | None:
         inner = evaluate(down.x, known, stubs, sizes)
     except Miss:
         return None
-    for gate, up in _layouts(ups):
-        made = part_of(known[up[0].node], up[1])
-        if made.shape != inner.shape:
-            continue
-        if gate is None:
-            names = [name for name, run in ACTIVATIONS.items() if _same(run(made), inner)]
-        else:
-            held = part_of(known[gate[0].node], gate[1])
-            names = [n for n, run in ACTIVATIONS.items() if _same(run(held) * made, inner)]
-            names += [n for n, run in GATES.items() if _same(run(held, made), inner)]
-        if names:
-            return Feed(down, up, gate, names[0])
+    for limit in (None, *limits):
+        for gate, up in _layouts(ups):
+            made = part_of(known[up[0].node], up[1])
+            held = None if gate is None else part_of(known[gate[0].node], gate[1])
+            name = _activation(held, made, inner, limit)
+            if name is not None:
+                return Feed(down, up, gate, name, limit)
     return None
+
+
+def _activation(gate: Tensor | None, up: Tensor, inner: Tensor, limit: float | None) -> str | None:
+    """Return the activation that makes `inner`."""
+    if up.shape != inner.shape or (limit is not None and gate is None):
+        return None
+    if gate is None:
+        return next((name for name, run in ACTIVATIONS.items() if _same(run(up), inner)), None)
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    for name, run in ACTIVATIONS.items():
+        if _same(run(gate) * up, inner):
+            return name
+    return next((name for name, both in GATES.items() if _same(both(gate, up), inner)), None)
 
 
 def _layouts(

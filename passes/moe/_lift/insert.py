@@ -11,8 +11,10 @@ from torch import Tensor, fx, nn
 
 from fxcompress.errors import PassError
 from fxcompress.nn import Experts
+from passes.moe._lift.arguments import arguments_of
 from passes.moe._lift.feeds import Feed, Part, part_of
-from passes.moe._lift.find import Found, tensor_names
+from passes.moe._lift.find import tensor_names
+from passes.moe._lift.found import Found
 from passes.moe._lift.products import Product, Tensor3
 
 if TYPE_CHECKING:
@@ -51,18 +53,15 @@ def insert(rewriter: GraphRewriter, found: Found, path: str) -> fx.Node:
         path: Where the leaf goes.
     """
     leaf = experts_of(rewriter, found)
-    x, weights, indices = found.x, found.weights, found.indices
     scope = tuple(s for s in found.output.meta.get("scope", ()) if f"{path}.".startswith(s[0]))
-    if indices.meta["val"].dim() < x.meta["val"].dim():
-        weights = rewriter.call_method("unsqueeze", (weights, -1), before=found.output)
-        indices = rewriter.call_method("unsqueeze", (indices, -1), before=found.output)
+    given = arguments_of(rewriter, found)
     names = _names(found)
-    if rewriter.tree.find(path) is None:
-        node = rewriter.call_module(path, leaf, (x, weights, indices), after=found.output)
-    else:
-        node = rewriter.call_module(path, None, (x, weights, indices), after=found.output)
+    own = leaf if rewriter.tree.find(path) is None else None
+    args = (given.x, given.weights, given.indices)
+    node = rewriter.call_module(path, own, args, after=found.output)
     node.meta["scope"] = scope
-    rewriter.replace_uses(found.output, node)
+    made = rewriter.call_function(torch.sum, (node, -2), after=node) if given.summed else node
+    rewriter.replace_uses(found.output, made)
     _clear(rewriter, found.output)
     if rewriter.tree.find(path) is not leaf:
         rewriter.set_module(path, leaf)
@@ -92,16 +91,20 @@ def experts_of(rewriter: GraphRewriter, found: Found) -> Experts:
     sides["up"] = [feed.up for feed in found.feeds]
     if first.gate is not None:
         sides["gate"] = [_gate(feed) for feed in found.feeds]
-    tensors: dict[str, nn.Parameter] = {}
+    given: dict[str, Any] = {
+        "activation": first.activation,
+        "limit": first.limit,
+        "dropout": first.dropout,
+    }
     for name, products in sides.items():
         made: Any = torch.stack if len(products) > 1 else _only
-        tensors[name] = _parameter(
+        given[name] = _parameter(
             rewriter, made([_matrix(rewriter, p, part) for p, part in products]), products
         )
         if products[0][0].bias is not None:
             biases = made([_bias(rewriter, p, part) for p, part in products])
-            tensors[f"{name}_bias"] = _parameter(rewriter, biases, products)
-    return Experts.of(**tensors, activation=first.activation)
+            given[f"{name}_bias"] = _parameter(rewriter, biases, products)
+    return Experts.of(**given)
 
 
 def _gate(feed: Feed) -> tuple[Product, Part]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-__all__ = ["Miss"]
+__all__ = ["Miss", "NearMiss"]
 
 
 class Miss(Exception):
@@ -18,3 +18,7 @@ class Miss(Exception):
     def __init__(self, reason: str, *nodes: fx.Node) -> None:
         super().__init__(reason)
         self.reason, self.nodes = reason, nodes
+
+
+class NearMiss(Miss):
+    """One condition failed where all others held: what is worth telling before other reasons."""

@@ -9,10 +9,10 @@ from typing import Any, Final
 import torch
 from torch import fx
 
-from fxcompress.ir.ops import module_of
+from fxcompress.ir.ops import module_of, op_name, op_spec
 from passes.moe._lift.miss import Miss
 
-__all__ = ["Sizes", "Stub", "evaluate", "needed"]
+__all__ = ["Sizes", "Stub", "evaluate", "is_dropout", "needed"]
 
 _PRIMES: Final = (3, 5, 2, 7, 11, 13)
 # Constants that say where tokens go, and no weights.
@@ -121,6 +121,8 @@ def _run(
         raise Miss(f"it reads the input {node.target}", node)
     if node.op == "get_attr":
         return _constant(node)
+    if is_dropout(node):
+        return values[node.all_input_nodes[0]]
     args, kwargs = fx.node.map_arg(given, values.__getitem__)
     kwargs = {**kwargs, "device": "cpu"} if "device" in kwargs else dict(kwargs)
     try:
@@ -135,6 +137,12 @@ def _run(
         return target(*args, **kwargs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise Miss(f"it cannot be tried: {str(error).splitlines()[0]}", node) from error
+
+
+def is_dropout(node: fx.Node) -> bool:
+    """Whether a node drops values while training; in a trial it drops none."""
+    spec = op_spec(op_name(node))
+    return spec is not None and spec.kind == "dropout" and bool(node.all_input_nodes)
 
 
 def _constant(node: fx.Node) -> torch.Tensor:

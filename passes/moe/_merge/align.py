@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxcompress.errors import MissingExtraError, NumericsError
-from fxcompress.nn.experts import ACTIVATIONS, GATES
 
 if TYPE_CHECKING:
     from fxcompress.nn import Experts
@@ -61,13 +60,7 @@ def hidden_values(experts: Experts, expert: int, x: Tensor) -> Tensor:
         bias = getattr(experts, f"{name}_bias")
         return F.linear(x, getattr(experts, name)[expert], None if bias is None else bias[expert])
 
-    up = product("up")
-    if experts.gate is None:
-        values = ACTIVATIONS[experts.activation](up)
-    elif experts.activation in GATES:
-        values = GATES[experts.activation](product("gate"), up)
-    else:
-        values = ACTIVATIONS[experts.activation](product("gate")) * up
+    values = experts.activated(product("gate") if experts.gated else None, product("up"))
     centred = (values - values.mean(0)).T
     return F.normalize(centred, dim=1)
 

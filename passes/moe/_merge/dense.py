@@ -160,6 +160,8 @@ def insert(rewriter: GraphRewriter, decision: ToDenseDecision) -> None:
                 call.x,
                 experts.activation,
                 gated=experts.gated,
+                limit=experts.limit,
+                dropout=experts.dropout,
                 trainable=experts.up.requires_grad,
                 before=call.node,
                 scope=scope_beside(call.node),

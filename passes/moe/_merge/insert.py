@@ -33,7 +33,7 @@ def insert(rewriter: GraphRewriter, decision: MergeExpertsDecision) -> None:
         if entry is None:
             continue
         tensors = merged(mixture.experts, entry.groups, decision.arrays.get(entry.path))
-        made = Experts.of(activation=mixture.experts.activation, **tensors)
+        made = Experts.of(**tensors, **mixture.experts.settings)
         made.requires_grad_(mixture.experts.up.requires_grad)
         rewriter.set_module(entry.path, made)
         name = rewriter.fresh_path(f"{entry.path}_map")

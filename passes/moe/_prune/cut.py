@@ -58,7 +58,7 @@ def _kept(mixture: Mixture, kept: Sequence[int]) -> Experts:
         )
         for name, parameter in mixture.experts.named_parameters()
     }
-    return Experts.of(**tensors, activation=mixture.experts.activation)
+    return Experts.of(**tensors, **mixture.experts.settings)
 
 
 def _cut_router(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -68,7 +68,8 @@ def experts_of(layer: Matrices, activation: str, recipe: Recipe, seed: int, what
     up, down = made.pop("up"), made.pop("down")
     assert up is not None, "a layer has values"
     assert down is not None, "and a last matrix"
-    return Experts.of(up=up, down=down, activation=activation, **made)
+    others: dict[str, Any] = {**made}
+    return Experts.of(up=up, down=down, activation=activation, **others)
 
 
 def router_of(layer: Matrices, recipe: Recipe, seed: int, what: str) -> Tensor:
