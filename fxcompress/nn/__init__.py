@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fxcompress.nn.recurrent import OperandLSTM as OperandLSTM
     from fxcompress.nn.recurrent import OperandRNN as OperandRNN
     from fxcompress.nn.recurrent import take_weights_as_operands as take_weights_as_operands
+    from fxcompress.nn.routing import RouteGradient as RouteGradient
     from fxcompress.nn.routing import TopTokens as TopTokens
     from fxcompress.nn.stochastic import LayerDrop as LayerDrop
     from fxcompress.nn.stochastic import StochasticDepth as StochasticDepth
@@ -63,6 +64,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "OperandRNN": "recurrent",
         "StochasticDepth": "stochastic",
         "Tap": "tap",
+        "RouteGradient": "routing",
         "TopTokens": "routing",
         "TrainingSwitch": "stochastic",
         "affine_parameters": "fake_quantize",

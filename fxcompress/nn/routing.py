@@ -1,4 +1,4 @@
-"""TopTokens: which tokens of a sequence go through a block; the others pass it by."""
+"""Which tokens of a sequence go through a block, and how a router hears of its choice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TopTokens"]
+__all__ = ["RouteGradient", "TopTokens"]
 
 
 class TopTokens(nn.Module):
@@ -15,8 +15,9 @@ class TopTokens(nn.Module):
 
     While training, and where `causal` is False, that are the k = ⌈capacity · tokens⌉ largest scores
     of a sequence. Whether a token is among them depends on those after it, so that a causal model
-    in evaluation takes, from the first on, tokens whose `likely` is above 0, k at most. Source:
-    Raposo et al., Mixture-of-Depths, 2024 (arXiv:2404.02258, sections 3.3 and 3.5).
+    in evaluation takes, from the first on, tokens whose `likely` is above 0, until it has k; and
+    all that are left, once there are no more of them than room. Source: Raposo et al.,
+    Mixture-of-Depths, 2024 (arXiv:2404.02258, sections 3.3 and 3.5), but for that rest.
 
     Args:
         capacity: Share of the tokens that go through.
@@ -46,27 +47,46 @@ class TopTokens(nn.Module):
         share = Fraction(self.now).limit_denominator(1000)
         return (tokens * share.numerator + share.denominator - 1) // share.denominator
 
-    def forward(self, input: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the places of the chosen tokens, in order, and which of them count.
+    def forward(self, input: Tensor, other: Tensor) -> Tensor:
+        """Return the places of the chosen tokens, in order: `[batch, k]`.
 
         Args:
             input: Scores, `[batch, tokens]`.
             other: `likely`, the logits of being chosen, `[batch, tokens]`.
-
-        Returns:
-            `[batch, k]` places, and `[batch, k]` whether they were chosen: where fewer are likely
-            than there is room, others fill up at the end and do not count.
         """
         tokens = input.shape[1]
         count = self.count(tokens)
         if self.causal and not self.training:
             places = torch.arange(tokens, device=input.device)
-            keys = torch.where(other > 0, places, places + tokens).sort(dim=1).values[:, :count]
-            taken = keys < tokens
-            return torch.where(taken, keys, keys - tokens), taken
-        found = input.topk(count, dim=1).indices.sort(dim=1).values
-        return found, torch.ones_like(found, dtype=torch.bool)
+            likely = other > 0
+            room = count - (likely.cumsum(1) - likely.to(torch.int64))
+            taken = (likely & (room > 0)) | (tokens - places <= room)
+            # Those that pass by go behind all others, which leaves the order as it is.
+            return torch.where(taken, places, places + tokens).sort(dim=1).values[:, :count]
+        return input.topk(count, dim=1).indices.sort(dim=1).values
 
     def extra_repr(self) -> str:
         """Return the arguments."""
         return f"{self.capacity}, causal={self.causal}, start={self.start}, until={self.until}"
+
+
+class RouteGradient(nn.Module):
+    """Let the loss tell a router what its choice was worth, and change nothing else.
+
+    While training it computes y + (σ(s) − c)·(y − x), where c has the value of σ(s) and no
+    gradient: that is y, and the gradient of s is σ'(s) times that of the block's share. In
+    evaluation it is y.
+    """
+
+    def forward(self, score: Tensor, input: Tensor, other: Tensor) -> Tensor:
+        """Return `other`, what the block makes.
+
+        Args:
+            score: Of the chosen tokens, `[batch, k, 1]`.
+            input: What the block reads, `[batch, k, width]`.
+            other: What it makes of it.
+        """
+        if not self.training:
+            return other
+        gate = score.sigmoid()
+        return other + (gate - gate.detach()) * (other - input)

@@ -18,7 +18,7 @@ from fxcompress.rewrite.taps import taps_of
 __all__ = ["DROPS", "as_emitted"]
 
 DROPS: Final = "drops"
-"""The folder of modules that drop a block or branch at random while training."""
+"""The folder of modules that act while training alone: in evaluation, each is its last input."""
 
 _OPEN: Final = object()
 """What stands for a mask that is not in the form that `open_attention` writes."""
@@ -27,16 +27,20 @@ _OPEN: Final = object()
 def as_emitted(program: Program) -> Program:
     """Return a Program without its taps, attention that was written out for them closed.
 
-    Drops of blocks that a pass put in are gone, too: they act while training alone. Outputs in
-    evaluation mode stay, up to rounding: dropout on the probabilities is gone. What was changed
-    since, by a quantizer in between say, stays written out.
+    Drops of blocks and gradients of routers that a pass put in are gone, too: they act while
+    training alone. Outputs in evaluation mode stay, up to rounding: dropout on the probabilities is
+    gone. What was changed since, by a quantizer in between say, stays written out.
     """
     if not taps_of(program) and not any(map(_is_drop, program.nodes)):
         return program
     rewriter = GraphRewriter(program)
     for node in [each for each in rewriter.graph.nodes if _is_drop(each)]:
-        rewriter.replace_uses(node, node.all_input_nodes[-1])
+        read = node.all_input_nodes
+        rewriter.replace_uses(node, read[-1])
         rewriter.remove(node)
+        for each in read[:-1]:
+            for unread in _unread(each):
+                rewriter.remove(unread)
     opened = []
     for node in taps_of(rewriter.program).values():
         source = node.all_input_nodes[0]

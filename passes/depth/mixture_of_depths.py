@@ -109,12 +109,14 @@ class MixtureOfDepths(Pass[MixtureOfDepthsOptions, MixtureOfDepthsDecision]):
     A router, one linear layer, scores the tokens x_i of a sequence, s_i = wᵀx_i. The k =
     ⌈capacity · tokens⌉ largest go through the block, which sees these alone: masks and positions
     are gathered with them. The others stay as they are. Where the paper multiplies what the block
-    adds by s_i (equation 1), here it is by 1 + g·tanh(s_i), g being trained from 0: so a model that
-    is there already starts as it is, and at capacity 1 equals it bit for bit.
+    adds by s_i (equation 1), here s_i has the gradient of such a factor and the value 1: so a model
+    that is there already stays what it is where its tokens go through, and at capacity 1 equals
+    itself bit for bit.
 
     A choice of the largest is not causal. In a causal model a second linear layer therefore learns
     to predict it (`use: routing` in the losses: binary cross entropy, section 3.5); in evaluation
-    it chooses, from the first token on and k at most.
+    it chooses, from the first token on, until k have been chosen; the last tokens fill up what is
+    left.
 
     Refused, with what differs: blocks whose state is no `[batch, tokens, width]`, that are not
     residual, of which others read more than the state, or that read per-token values in a way that

@@ -17,6 +17,8 @@ ROWS = (
     row("stochastic_depth", "dropout", "input", nn="fxcompress.nn.StochasticDepth", fn=""),
     row("layer_drop", "elementwise", "input other", nn="fxcompress.nn.LayerDrop", fn=""),
     row("top_tokens", "index", "input other", nn="fxcompress.nn.TopTokens", fn=""),
+    row("route_gradient", "elementwise", "score input other", nn="fxcompress.nn.RouteGradient",
+        fn=""),
     row("exit", "elementwise", "input other", nn="fxcompress.nn.Exit", fn=""),
     row("fake_quantize_per_tensor_affine", "quantize",
         "input scale zero_point | quant_min quant_max"),

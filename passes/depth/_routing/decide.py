@@ -12,7 +12,7 @@ from fxcompress.ir.naming import node_ids
 from fxcompress.rewrite.edits import Declined
 from passes.depth._blocks import Region, ends, find_regions
 from passes.depth._routing.fit import fitted
-from passes.depth._routing.tokens import Tokens, TokensError, is_causal, tokens_of
+from passes.depth._routing.tokens import Tokens, TokensError, is_causal, size_text, tokens_of
 from passes.depth.mixture_of_depths import MixtureOfDepthsDecision, Routed
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def decide_routed(
         )
     causal = options.inference == "predictor"
     if options.inference == "auto":
-        causal = any(is_causal(regions[place], found) for place, found in chosen.items())
+        entry, _ = ends(regions[min(chosen)])
+        causal = is_causal(program, size_text(entry.meta["val"].shape[1]))
     blocks = []
     for place, tokens in chosen.items():
         entry, exit_ = ends(regions[place])

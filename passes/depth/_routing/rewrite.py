@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxcompress.nn import Tap, TopTokens
+from fxcompress.nn import RouteGradient, Tap, TopTokens
 from fxcompress.rewrite import insert_tap
+from fxcompress.rewrite.closing import DROPS
 from passes.depth._blocks import Region, ends, find_regions
 from passes.depth._routing.sizes import Sizes
 from passes.depth._routing.tokens import Gathered, Tokens, tokens_of
@@ -22,9 +22,6 @@ __all__ = ["ROUTE", "insert_routers"]
 
 ROUTE: Final = "route"
 """The name of taps on choices, before the block's number."""
-
-_ALL: Final = 8.0
-"""A predictor's bias that lets all tokens through."""
 
 
 def insert_routers(rewriter: GraphRewriter, decision: MixtureOfDepthsDecision) -> None:
@@ -53,7 +50,7 @@ class _Block:
         self.entry, self.exit = ends(region)
         self.scope = _scope_of(region)
         self.last = self.entry
-        self.made: dict[tuple[fx.Node, int, bool], fx.Node] = {}
+        self.made: dict[tuple[fx.Node, int], fx.Node] = {}
         state: Tensor = self.entry.meta["val"]
         self.width, self.dtype = int(state.shape[2]), state.dtype
 
@@ -61,7 +58,7 @@ class _Block:
         """Insert everything, from the router to the scatter."""
         inside = set(self.region.nodes)
         users = [user for user in self.exit.users if user not in inside]
-        places, taken, scores, likely = self._choice()
+        places, scores, likely = self._choice()
         where = self._method("expand", self._method("unsqueeze", places, -1), -1, -1, self.width)
         chosen = self._method("gather", self.entry, 1, where)
         sizes = Sizes(self.rewriter, self.region, self.tokens.data, self.entry, chosen, self.scope)
@@ -69,31 +66,26 @@ class _Block:
         self.rewriter.replace_uses(self.entry, chosen, only=readers.__contains__)
         self.last = sizes.follow(self.last)
         for each in self.tokens.gathered:
-            self._gather(each, places, taken)
+            self._gather(each, places)
         self.last = self.exit
-        mixed = self._weighted(chosen, scores, places, taken)
+        mixed = self._heard(chosen, scores, places)
         whole = self._method("scatter", self.entry, 1, where, mixed)
         self.rewriter.replace_uses(self.exit, whole, only=set(users).__contains__)
-        self._tap(likely, places)
+        self._tap(scores, likely, places)
 
-    def _choice(self) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node]:
-        """Return the places of the chosen tokens, which count, the scores, and the prediction."""
+    def _choice(self) -> tuple[fx.Node, fx.Node, fx.Node]:
+        """Return the places of the chosen tokens, the scores, and the prediction."""
         decision, path = self.decision, self.block.path
         weight, bias = self._start()
         router = _linear(weight, None, self.dtype)
-        if decision.capacity == 1:
-            # Surely all tokens, so that nothing changes.
-            weight, bias = torch.zeros_like(weight), _ALL
         predictor = _linear(weight, bias, self.dtype)
         score = self._module(f"{path}.router", router, self.entry)
         scores = self._method("squeeze", score, -1)
         seen = self._method("detach", self.entry)
         likely = self._method("squeeze", self._module(f"{path}.predictor", predictor, seen), -1)
         top = TopTokens(decision.capacity, decision.causal, decision.start, decision.until)
-        both = self._module(f"{path}.top_tokens", top, scores, likely)
-        places = self._function(operator.getitem, both, 0)
-        taken = self._function(operator.getitem, both, 1)
-        return places, taken, scores, likely
+        places = self._module(f"{path}.top_tokens", top, scores, likely)
+        return places, scores, likely
 
     def _start(self) -> tuple[Tensor, float]:
         """Return the router's weight `[1, width]`, and the predictor's bias."""
@@ -105,36 +97,26 @@ class _Block:
         weight = torch.randn(1, self.width, generator=generator) * self.width**-0.5
         return weight, 0.0
 
-    def _weighted(
-        self, chosen: fx.Node, scores: fx.Node, places: fx.Node, taken: fx.Node
-    ) -> fx.Node:
-        """Return what chosen tokens become: y + g·tanh(s)·(y − x), or x where they do not count."""
-        name = self.rewriter.fresh_path(f"{self.block.path}.route_gain")
-        self.rewriter.add_tensor(name, torch.zeros(1, dtype=self.dtype), trainable=True)
-        gain = self.last = self.rewriter.get_attr(name, after=self.last, scope=self.scope)
-        own = self._method("tanh", self._method("gather", scores, 1, places))
-        factor = self._method("unsqueeze", self._function(torch.mul, own, gain), -1)
-        added = self._function(torch.sub, self.exit, chosen)
-        made = self._function(torch.add, self.exit, self._function(torch.mul, factor, added))
-        if not self.decision.causal:
-            return made
-        counts = self._method("unsqueeze", taken, -1)
-        return self._function(torch.where, counts, made, chosen)
+    def _heard(self, chosen: fx.Node, scores: fx.Node, places: fx.Node) -> fx.Node:
+        """Return what the block makes, of which the router hears."""
+        own = self._method("unsqueeze", self._method("gather", scores, 1, places), -1)
+        path = f"{DROPS}.route_{self.block.index}"
+        return self._module(path, RouteGradient(), own, chosen, self.exit)
 
-    def _gather(self, each: Gathered, places: fx.Node, taken: fx.Node) -> None:
+    def _gather(self, each: Gathered, places: fx.Node) -> None:
         """Let a node read a value's entries of the chosen tokens."""
-        known = each.value, each.rank, each.keys
+        known = each.value, each.rank
         if known not in self.made:
-            self.made[known] = self._entries(each, places, taken)
+            self.made[known] = self._entries(each, places)
         node = self.made[known]
         self.rewriter.replace_uses(each.value, node, only={each.reader}.__contains__)
 
-    def _entries(self, each: Gathered, places: fx.Node, taken: fx.Node) -> fx.Node:
+    def _entries(self, each: Gathered, places: fx.Node) -> fx.Node:
         """Return a value's entries of the chosen tokens, lined up with what reads them."""
         value = each.value
-        self.last = max(value, places, taken, self.last)
+        self.last = max(value, places, self.last)
         if self.last > each.reader:
-            self.last = max(value, places, taken)
+            self.last = max(value, places)
         found: Tensor = value.meta["val"]
         shape: list[Any] = [1] * (each.rank - found.dim()) + list(found.shape)
         node = value
@@ -153,8 +135,6 @@ class _Block:
             index = self._method("expand", index, -1, *wide)
             node = self._method("gather", node, at, index)
             shape[at] = None
-        if each.keys and self.decision.causal:
-            node = self._unseen(node, taken, found.dtype, each.rank)
         return node
 
     def _wide(self, node: fx.Node, place: int, shape: list[Any], at: int) -> Any:
@@ -164,21 +144,15 @@ class _Block:
         size = shape[place]
         return size if type(size) is int else self._method("size", node, place)
 
-    def _unseen(self, mask: fx.Node, taken: fx.Node, dtype: torch.dtype, rank: int) -> fx.Node:
-        """Hide what fills up from all others."""
-        keys = taken
-        for _ in range(rank - 2):
-            keys = self._method("unsqueeze", keys, 1)
-        if dtype == torch.bool:
-            return self._function(torch.logical_and, mask, keys)
-        lowest = torch.finfo(dtype).min
-        return self._method("masked_fill", mask, self._method("logical_not", keys), lowest)
-
-    def _tap(self, likely: fx.Node, places: fx.Node) -> None:
+    def _tap(self, scores: fx.Node, likely: fx.Node, places: fx.Node) -> None:
         """Tap the prediction beside the choice, `[batch, tokens, 2]`, for the loss to compare."""
         if not self.decision.causal:
             return
         self.last = max(likely, places)
+        if self.decision.start is not None:
+            # What is predicted is the choice at the end, also while more tokens go through.
+            path = f"{self.block.path}.final_tokens"
+            places = self._module(path, TopTokens(self.decision.capacity), scores, likely)
         none = self._function(torch.zeros_like, likely)
         chosen = self._method("scatter", none, 1, places, 1.0)
         both = self._function(torch.stack, (likely, chosen), -1)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxcompress.ir.ops import bind, is_scalar, op_name, op_spec
-from fxcompress.ir.walk import upstream
 from passes.depth._blocks import Region, ends
+
+if TYPE_CHECKING:
+    from fxcompress.ir import Program
 
 __all__ = ["Gathered", "Tokens", "TokensError", "is_causal", "size_text", "tokens_of"]
 
@@ -40,14 +42,12 @@ class Gathered:
         value: What is read.
         rank: The rank of what it lines up with.
         dims: Which of its dims, counted from the end (−1 is the last), are tokens.
-        keys: Whether it says which tokens others see: its last dim is what they attend to.
     """
 
     reader: fx.Node
     value: fx.Node
     rank: int
     dims: tuple[int, ...]
-    keys: bool
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _gathered(region: Region, data: set[fx.Node], tokens: str, state: Tensor) ->
             )
             if not dims or _is_weight(node, value):
                 continue
-            yield _checked(node, value, found, dims, tokens, state)
+            yield _checked(node, value, found, dims, state)
 
 
 def _is_weight(node: fx.Node, value: fx.Node) -> bool:
@@ -151,7 +151,7 @@ def _is_weight(node: fx.Node, value: fx.Node) -> bool:
 
 
 def _checked(
-    node: fx.Node, value: fx.Node, found: Tensor, dims: tuple[int, ...], tokens: str, state: Tensor
+    node: fx.Node, value: fx.Node, found: Tensor, dims: tuple[int, ...], state: Tensor
 ) -> Gathered:
     """Return a value to gather.
 
@@ -167,20 +167,24 @@ def _checked(
         raise TokensError(
             "it reads a value for each token in a way that cannot be gathered", node, value
         )
-    attended = op_name(node) == "sdpa" or all(size_text(n) == tokens for n in result.shape[-2:])
-    keys = attended and -1 in dims and result.dim() > _RANK
-    return Gathered(node, value, result.dim(), dims, keys)
+    return Gathered(node, value, result.dim(), dims)
 
 
-def is_causal(region: Region, tokens: Tokens) -> bool:
-    """Whether tokens of a block attend to none after them, as far as masks show it."""
-    for node in region.nodes:
+def is_causal(program: Program, tokens: str) -> bool:
+    """Whether tokens attend to none after them, as far as attention and masks show it.
+
+    The whole model is looked at, since a block without attention has no mask of its own.
+
+    Args:
+        program: The model.
+        tokens: The number of tokens as text.
+    """
+    for node in program.nodes:
         if op_name(node) == "sdpa" and bind(node).get("is_causal") is True:
             return True
-    for each in tokens.gathered:
-        if each.keys and any(map(_orders, (each.value, *upstream(each.value)))):
+        if _orders(node) and _square(node.meta["val"], tokens):
             return True
-    return False
+    return any(map(_is_triangle, program.state().values()))
 
 
 def _orders(node: fx.Node) -> bool:
@@ -188,3 +192,21 @@ def _orders(node: fx.Node) -> bool:
     if op_name(node) in _TRIANGLES:
         return True
     return op_name(node) in _ORDERING and len(node.all_input_nodes) == 2
+
+
+def _square(value: Any, tokens: str) -> bool:
+    """Whether a value has an entry for each pair of tokens."""
+    sizes = value.shape[-2:] if isinstance(value, Tensor) else ()
+    return len(sizes) == 2 and all(size_text(size) == tokens for size in sizes)
+
+
+def _is_triangle(value: Tensor) -> bool:
+    """Whether a buffer is a mask: one number above the diagonal, and another one elsewhere."""
+    if isinstance(value, nn.Parameter) or value.is_meta or value.dim() < 2:
+        return False
+    rows, columns = value.shape[-2:]
+    if rows != columns or rows < 2 or value.numel() != rows * columns:
+        return False
+    above = torch.ones(rows, columns, dtype=torch.bool, device=value.device).triu(1)
+    upper, lower = value.reshape(rows, columns)[above], value.reshape(rows, columns)[~above]
+    return bool((upper == upper[0]).all() & (lower == lower[0]).all() & (upper[0] != lower[0]))

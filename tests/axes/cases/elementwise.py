@@ -17,6 +17,7 @@ from fxcompress.nn import (
     FloatQuantize,
     LayerDrop,
     Mask,
+    RouteGradient,
     StochasticDepth,
     Tap,
 )
@@ -226,6 +227,9 @@ CASES: tuple[Case, ...] = (
         lambda m, x: m.path(x), s, path=StochasticDepth(0.5, "row"))),
     case("layer_drop", lambda s: _parameter(
         lambda m, x: m.drop(x, torch.tanh(x)), s, drop=LayerDrop(0.5, "row"))),
+    case("route_gradient", lambda s: _parameter(
+        lambda m, x: m.route(x.mean(-1, keepdim=True), x, torch.tanh(x)), s,
+        route=RouteGradient())),
     case("exit", _exit, freezes=True),
     case("to", lambda s: tokens(lambda x: x.double().to(torch.float32), s)),
     case("addcmul", lambda s: _parameter(

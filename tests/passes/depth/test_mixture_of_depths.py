@@ -15,7 +15,7 @@ from fxcompress.emit._plain import plain_program
 from fxcompress.emit._probes import probes
 from fxcompress.errors import UsageError
 from fxcompress.ir import capture
-from fxcompress.nn import TopTokens
+from fxcompress.nn import Tap, TopTokens
 from fxcompress.pipeline.context import Context
 from fxcompress.testing import hash_weights_
 from fxcompress.train.joint import join
@@ -122,22 +122,16 @@ def test_at_capacity_1_nothing_changes_nor_do_gradients(name):
             grads.append({name: p.grad for name, p in each.module.named_parameters()})
         for name, grad in grads[0].items():
             torch.testing.assert_close(grads[1][name], grad, rtol=1e-4, atol=1e-5)
-        # Routers learn from the start on through the gain.
-        gain = grads[1]["layers.1.route_gain"]
-        assert gain is not None
-        assert gain.abs().item() > 0
     assert MixtureOfDepths().promises(MixtureOfDepths.Options(capacity=1.0)) == "exact"
     assert MixtureOfDepths().promises(MixtureOfDepths.Options(capacity=0.5)) == "approximate"
 
 
 @pytest.mark.parametrize("written", some((True,), False, True))
-@pytest.mark.parametrize("gain", some((0.7,), 0.0, 0.7))
-def test_it_equals_the_formula(written, gain):
+def test_it_equals_the_formula(written):
     program = rotary(written)
     result = apply(MixtureOfDepths, program, {"capacity": 0.4, "layers": [2],
                                               "inference": "top_k"})  # fmt: skip
     state = dict(result.program.module.named_parameters())
-    state["layers.2.route_gain"].data.fill_(gain)
     model = seeded(lambda: Rotary(written=written))
     ids = tokens(seq=11)
     places = torch.arange(11)
@@ -149,17 +143,25 @@ def test_it_equals_the_formula(written, gain):
             x = layer(x, angles.cos(), angles.sin(), mask)
             continue
         scores = F.linear(x, state["layers.2.router.weight"])[..., 0]
-        rows = []
+        rows, weight = [], state["layers.2.router.weight"]
         for row, score in zip(x, scores, strict=True):
             at = score.topk(5).indices.sort().values
             own = angles[at]
             y = layer(row[at][None], own.cos(), own.sin(), mask[at][:, at])[0]
-            factor = 1 + gain * score[at].tanh()
-            row = row.clone()
-            row[at] = row[at] + factor[:, None] * (y - row[at])
-            rows.append(row)
+            gate = score[at].sigmoid()[:, None]
+            made = y + (gate - gate.detach()) * (y - row[at])
+            rows.append(row.index_copy(0, at, made))
         x = torch.stack(rows)
-    torch.testing.assert_close(result.program(ids), model.head(x), rtol=1e-5, atol=1e-5)
+    wanted = model.head(x)
+    torch.testing.assert_close(result.program(ids), wanted, rtol=1e-5, atol=1e-5)
+    # The router hears of the loss from the first step on.
+    (hoped,) = torch.autograd.grad(wanted.square().sum(), weight)
+    program = result.program.copy()
+    program.module.train()
+    weight = dict(program.module.named_parameters())["layers.2.router.weight"]
+    (found,) = torch.autograd.grad(program(ids).square().sum(), weight)
+    assert found.abs().max() > 1e-3
+    torch.testing.assert_close(found, hoped, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +183,54 @@ def test_a_causal_model_sees_no_later_token(name):
     assert not torch.equal(top.program(one)[:, :5], top.program(other)[:, :5])
 
 
+class Gated(nn.Module):
+    """Layers of which perceptrons can be routed alone; their mask is a buffer, or an argument."""
+
+    def __init__(self, causal, width=8, depth=2):
+        super().__init__()
+        self.embed = nn.Embedding(50, width)
+        self.layers = nn.ModuleList(GatedLayer(width) for _ in range(depth))
+        mask = torch.ones(9, 9).tril() if causal else torch.ones(9, 9)
+        self.register_buffer("mask", mask.log())
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x, self.mask)
+        return x
+
+
+class GatedLayer(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.qkv, self.mlp = nn.Linear(width, 3 * width), Perceptron(width)
+
+    def forward(self, x, mask):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.mlp(x + (q @ k.transpose(1, 2) + mask).softmax(-1) @ v)
+
+
+class Perceptron(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 24), nn.Linear(24, width)
+
+    def forward(self, x):
+        return x + self.down(F.gelu(self.up(x)))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_perceptron_alone_is_causal_where_its_model_is(causal):
+    ids = {"ids": {0: "batch"}}
+    program = capture(seeded(lambda: Gated(causal)), (tokens(),), dynamic=ids, verify=False)
+    options = {"capacity": 0.5, "blocks": ["layers.*.mlp"], "layers": [0, 1]}
+    result = apply(MixtureOfDepths, program, options)
+    assert result.decision.causal is causal
+    one, other = tokens(), tokens()
+    other[:, 6:] = tokens(seed=7)[:, 6:]
+    assert torch.equal(result.program(one)[:, :6], result.program(other)[:, :6]) is causal
+
+
 def test_models_without_an_order_go_by_their_routers():
     assert not apply(MixtureOfDepths, pooled(), {"capacity": 0.5}).decision.causal
 
@@ -191,18 +241,20 @@ def test_tokens_are_chosen_by_score_or_one_after_the_other(count, capacity, seed
     scores = torch.randn(3, count, generator=generator(seed))
     top = TopTokens(capacity, causal=True)
     k = top.count(count)
-    assert k == top.train()(scores, scores)[0].shape[1]
     assert capacity * count - 0.02 <= k < capacity * count + 1.02
-    places, taken = top.train()(scores, -scores)
-    assert taken.all()
+    places = top.train()(scores, -scores)
+    assert places.shape == (3, k)
     assert torch.equal(places, places.sort(1).values)
     kept = scores.gather(1, places)
     assert torch.equal(kept.sort(1, descending=True).values, scores.topk(k, 1).values)
-    places, taken = top.eval()(scores, scores)
-    for row, at, counts in zip(scores, places, taken, strict=True):
-        wanted = [i for i in range(count) if row[i] > 0][:k]
-        assert at[counts].tolist() == wanted
-        assert sorted(set(at.tolist())) == sorted(at.tolist())
+    for row, at in zip(scores, top.eval()(-scores, scores), strict=True):
+        wanted: list[int] = []
+        for i in range(count):
+            needed = count - i == k - len(wanted)
+            if len(wanted) < k and (row[i] > 0 or needed):
+                wanted.append(i)
+        assert at.tolist() == wanted
+        assert len(wanted) == k
 
 
 def test_capacity_falls_over_a_training_and_is_final_in_evaluation():
@@ -226,6 +278,21 @@ def test_capacity_falls_over_a_training_and_is_final_in_evaluation():
     for each in (m for m in copy.module.modules() if isinstance(m, TopTokens)):
         each.progress = 0.0
     assert torch.equal(copy(tokens()), rotary()(tokens()))
+
+
+def test_predictors_learn_the_final_choice_while_more_tokens_go_through():
+    options = {"capacity": 0.25, "start": 1.0, "layers": [1]}
+    program = apply(MixtureOfDepths, rotary(), options).program.copy()
+    seen = []
+    for module in program.module.modules():
+        if isinstance(module, Tap):
+            module.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+        if isinstance(module, TopTokens):
+            module.progress = 0.0
+    program.module.train()
+    program(tokens())
+    ((_, chosen),) = (each.unbind(-1) for each in seen)
+    assert chosen.sum(1).tolist() == [3, 3, 3]
 
 
 def test_the_loss_teaches_the_predictor_alone():
