@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxcompress.train._sharding import fill, like
+from fxcompress.train._sharding import fill, kinds, like
 from fxcompress.train.config import Average
 
 __all__ = ["MovingAverage"]
@@ -46,11 +46,12 @@ class MovingAverage:
         else:
             share = 1 - self.decay()
             floating = [name for name, t in self.tensors.items() if t.is_floating_point()]
-            torch._foreach_lerp_(
-                [self.values[name] for name in floating],
-                [self.tensors[name].detach() for name in floating],
-                share,
-            )
+            for names in kinds(floating, self.values.__getitem__):
+                torch._foreach_lerp_(
+                    [self.values[name] for name in names],
+                    [self.tensors[name].detach() for name in names],
+                    share,
+                )
             for name in self.tensors.keys() - set(floating):
                 self.values[name].copy_(self.tensors[name])
         self.updates += 1

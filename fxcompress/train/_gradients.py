@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxcompress.train._objective import Objective, Part, total_of
+from fxcompress.train._objective import PENALTY, Objective, Part, total_of
 from fxcompress.train._precision import Precision
+from fxcompress.train._sharding import kinds
 from fxcompress.train._world import World
 from fxcompress.train.hooks import Moment
 from fxcompress.train.metrics import IGNORED, evaluating
@@ -110,12 +111,24 @@ class Gradients:
                 name: counts[name] / max(totals[name], 1.0) if name in counts else once
                 for name in parts
             }
-            loss = total_of({name: _scaled(part, shares[name]) for name, part in parts.items()})
             means = {name: shares[name] * float(p.mean.detach()) for name, p in parts.items()}
-            _add({**means, "": float(loss.detach())}, found)
-            self.precision.backward(loss)
+            _add(means, found)
+            for loss in self._losses(parts, shares):
+                _add({"": float(loss.detach())}, found)
+                self.precision.backward(loss)
         self._finish(factor)
         return self.world.sum({name: value * factor for name, value in found.items()})
+
+    def _losses(self, parts: Mapping[str, Part], shares: Mapping[str, float]) -> list[Tensor]:
+        """Return what gradients are taken of, one after the other."""
+        scaled = {name: _scaled(part, shares[name]) for name, part in parts.items()}
+        # FSDP adds gradients up on a stream of its own: a penalty, which goes to the parts of
+        # weights directly, comes when that is done.
+        apart = scaled.pop(PENALTY, None) if self.world.sharded else None
+        losses = [total_of(scaled)]
+        if apart is not None and apart.mean.requires_grad:
+            losses.append(total_of({PENALTY: apart}))
+        return losses
 
     def _counted(self, pieces: Pieces, moment: Moment) -> dict[str, float]:
         """Return by how much each term is divided, from a pass without gradients."""
@@ -130,8 +143,9 @@ class Gradients:
     def _finish(self, factor: float) -> None:
         """Scale the gradients, and add up those of all processes."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if factor != 1 and gradients:
-            torch._foreach_mul_(gradients, factor)
+        if factor != 1:
+            for part in kinds(gradients, lambda gradient: gradient):
+                torch._foreach_mul_(part, factor)
         self.world.add_gradients(self.parameters)
 
 

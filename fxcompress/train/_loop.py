@@ -27,7 +27,7 @@ from fxcompress.train._optimizers import (
 )
 from fxcompress.train._precision import Precision
 from fxcompress.train._progress import Course
-from fxcompress.train._sharding import fill, like, whole
+from fxcompress.train._sharding import clip_norm, fill, gather, like, whole
 from fxcompress.train._snapshots import Snapshots, load_optimizer, optimizer_state
 from fxcompress.train._world import World
 from fxcompress.train.config import FitConfig
@@ -97,7 +97,6 @@ class Loop:
     def run(self) -> FitResult:
         """Train to the end, from the last snapshot if there is one."""
         self._seed()
-        self.world.same(list(self.objective.state().values()))
         self.steps, calls = self._length()
         self.rate = make_learning_rate(
             self.config.scheduler, self.optimizer, calls, upwards=self.upwards
@@ -170,7 +169,7 @@ class Loop:
         if self.evaluate is None:
             return None
         if self.world.sharded:
-            fill(dict(tensors_of(self.plain)), whole(dict(tensors_of(self.module))))
+            gather(self.plain, self.module)
         own = self.evaluate(self.plain) if self.world.rank == 0 else None
         found: float | None = self.world.told(own)
         return found
@@ -196,7 +195,7 @@ class Loop:
             nn.utils.clip_grad_value_(self.parameters, self.config.clip_value)
         if self.config.clip_norm is not None:
             for parameters in self.learners:
-                nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+                clip_norm(parameters, self.config.clip_norm)
         course.lr = self.rate.now
         if self.precision.step(self.optimizer):
             self.rate.after_step()

@@ -87,9 +87,10 @@ class Objective:
         peer: Peer | None = None,
     ) -> None:
         self.module, self.teacher, self.joint, self.peer = module, teacher, joint, peer
-        self.terms, self.hooks = (*terms, *(() if peer is None else peer.terms)), hooks
+        self.own = tuple(terms)
+        self.terms, self.hooks = (*self.own, *(() if peer is None else peer.terms)), hooks
         # What changes over a training by a schedule of its own.
-        self._scheduled = [each for each in module.modules() if isinstance(each, TopTokens)]
+        self.scheduled = [each for each in module.modules() if isinstance(each, TopTokens)]
 
     def __call__(self, batch: Any, target: Any, moment: Moment) -> dict[str, Tensor]:
         """Return each term by name, and under the empty name their weighted sum.
@@ -107,7 +108,7 @@ class Objective:
         Raises:
             DataError: The batch does not fit a loss.
         """
-        for each in self._scheduled:
+        for each in self.scheduled:
             each.progress = moment.progress
         totals = self._totals(batch, target, moment.progress)
         found: dict[str, Part] = {}
@@ -126,9 +127,7 @@ class Objective:
         if self.joint is not None:
             return self.joint(batch, target, progress).totals
         if self.peer is not None:
-            theirs = [term.name for term in self.peer.terms]
-            own = [term for term in self.terms if term.name not in theirs]
-            return self.peer.totals(self.module, own, batch, target, progress)
+            return self.peer.totals(self.module, self.own, batch, target, progress)
         known = None
         if self.teacher is not None:
             with torch.no_grad():

@@ -7,6 +7,7 @@ dtype, op by op as `torch.autocast` chooses (Micikevicius et al., 2018, arXiv:17
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,12 +15,32 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fxcompress.errors import NumericsError, UsageError
+from fxcompress.train._sharding import kinds
 
 __all__ = ["Precision"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SMALLEST = 2.0**-14
 """A loss scale below this says that the gradients are infinite whatever they are scaled by."""
+
+
+class _Scaler(torch.amp.GradScaler):
+    """Scales gradients of which some are spread over processes and others are whole."""
+
+    def _unscale_grads_(
+        self, optimizer: Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
+    ) -> dict[torch.device, Tensor]:
+        """Divide the gradients; return for each device whether one of them is infinite or NaN.
+
+        Spread ones are looked at in all processes.
+        """
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        found: dict[torch.device, Tensor] = {}
+        for part in kinds(parameters, lambda parameter: parameter):
+            holder: Any = SimpleNamespace(param_groups=[{"params": part}])
+            # What is found is added to `found_inf` itself.
+            found.update(super()._unscale_grads_(holder, inv_scale, found_inf, allow_fp16))
+        return found
 
 
 class Precision:
@@ -42,7 +63,7 @@ class Precision:
                 reason=f"torch.autocast has no {name} for this device",
                 hint="write `precision: float32`, or train on another device",
             )
-        self.scaler = torch.amp.GradScaler(self.device) if name == "fp16" else None
+        self.scaler = _Scaler(self.device) if name == "fp16" else None
 
     def computing(self) -> AbstractContextManager[Any]:
         """Return the context in which outputs and losses are computed."""

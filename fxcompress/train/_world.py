@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import WorkerError
+from fxcompress.train._sharding import is_spread
 from fxcompress.train.data import samples_in
 
 __all__ = ["World"]
@@ -89,12 +90,15 @@ class World:
         if self.alone:
             return
         if self.sharded:
-            # FSDP has given each process the mean.
-            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], self.size)
+            # FSDP has given each process its part of the mean.
+            if means := [p.grad for p in parameters if is_spread(p) and p.grad is not None]:
+                torch._foreach_mul_(means, self.size)
+        others = [p for p in parameters if not is_spread(p)]
+        if not others:
             return
-        has = torch.tensor([0.0 if p.grad is None else 1.0 for p in parameters])
+        has = torch.tensor([0.0 if p.grad is None else 1.0 for p in others])
         wanted = self._reduced(has).tolist()
-        chosen = [p for p, count in zip(parameters, wanted, strict=True) if count]
+        chosen = [p for p, count in zip(others, wanted, strict=True) if count]
         for parameter in chosen:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -7,13 +7,14 @@ started again with the same snapshot folder, it ends in the same bits.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxcompress.errors import DataError, UsageError
 from fxcompress.ir import hash_tensor
@@ -26,8 +27,9 @@ from fxcompress.train._modes import trainable, training
 from fxcompress.train._objective import Objective, make_objective
 from fxcompress.train._optimizers import Group
 from fxcompress.train._rows import Rows
-from fxcompress.train._sharding import fill, shard, sharding, whole
+from fxcompress.train._sharding import gather, sharding
 from fxcompress.train._snapshots import Snapshots
+from fxcompress.train._spread import spread
 from fxcompress.train._world import World
 from fxcompress.train.config import FitConfig, ParameterGroup
 from fxcompress.train.data import Split, one_split
@@ -90,36 +92,39 @@ def fit(
     """
     if config.needs_teacher and teacher is None and joining is None and peer is None:
         raise UsageError("a loss compares with a teacher, and there is none")
-    hooks = hooks or Hooks()
-    plain, module, world = module, *_among_processes(module, config, hooks, joining, peer)
-    groups = trained(config.groups, trainable(module, names))
-    chosen = {name: parameter for _, found in groups for name, parameter in found.items()}
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    world = World.here(device, sharded=sharding())
+    world.same([tensor for _, tensor in tensors_of(module)])
+    chosen = [name for _, found in _grouped(module, config, names) for name in found]
     world.check_same({"seed": str(seed), **_options(config), "trained": " ".join(chosen)})
     feed = _feed(config, data, seed)
     objective = make_objective(
         module,
         config,
-        hooks,
+        hooks or Hooks(),
         seed,
         teacher=teacher,
         functions=functions,
         joining=joining,
         peer=peer,
     )
+    world.same(list(objective.state().values()))
+    if world.sharded:
+        objective = spread(objective, device)
     loop = Loop(
-        module=module,
-        plain=plain,
+        module=objective.module,
+        plain=module,
         config=config,
         feed=feed,
         objective=objective,
-        groups=_members(groups, objective),
+        groups=_members(_grouped(objective.module, config, names), objective),
         world=world,
         evaluate=evaluate,
         upwards=higher_is_better and evaluate is not None,
         seed=seed,
-        hooks=hooks,
+        hooks=objective.hooks,
         snapshots=_snapshots(
-            snapshots, plain, config, seed, chosen, world, _teaching(teacher or peer, joining)
+            snapshots, module, config, seed, chosen, world, _teaching(teacher or peer, joining)
         ),
         curves=_curves(config, curves, world),
         report=progress if world.rank == 0 else None,
@@ -127,41 +132,16 @@ def fit(
     with _left_as_found(loop):
         done = loop.run()
     if world.sharded:
-        fill(dict(tensors_of(plain)), whole(dict(tensors_of(module))))
+        gather(module, objective.module)
+        if peer is not None and objective.peer is not None:
+            gather(peer, objective.peer.module)
     return done
 
 
-def _among_processes(
-    module: nn.Module,
-    config: FitConfig,
-    hooks: Hooks,
-    joining: Joining | None,
-    peer: nn.Module | None,
-) -> tuple[nn.Module, World]:
-    """Return what this process trains, a part of it where weights are sharded, and the others.
-
-    Raises:
-        UsageError: What is asked for cannot be sharded.
-    """
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    world = World.here(device, sharded=sharding())
-    world.same([tensor for _, tensor in tensors_of(module)])
-    if not world.sharded:
-        return module, world
-    reads = {
-        "losses that read taps": joining is not None,
-        "a model that learns along": peer is not None,
-        "what a pass does in each step": hooks != Hooks(),
-        "`precision: fp16`": config.precision == "fp16",
-    }
-    for what, told in reads.items():
-        if told:
-            raise UsageError(
-                f"{what} cannot train with sharded weights",
-                reason="it needs whole weights or gradients in every process",
-                hint="start it without --use_fsdp: every process then has the whole model",
-            )
-    return shard(module, device), world
+def _grouped(
+    module: nn.Module, config: FitConfig, names: Collection[str] | None
+) -> list[tuple[ParameterGroup | None, dict[str, nn.Parameter]]]:
+    return trained(config.groups, trainable(module, names))
 
 
 def _feed(config: FitConfig, data: Iterable[Any], seed: int) -> Feed:
@@ -222,6 +202,10 @@ def _left_as_found(loop: Loop) -> Iterator[None]:
         for model in loop.objective.models:
             stack.enter_context(training(model, loop.parameters, batch_norm=keeps))
         stack.enter_context(evaluating(loop.objective.teacher))
+        if isinstance(loop.plain, fx.GraphModule):
+            # Shards of a graph give no views where it writes into values.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
         yield
 
 
@@ -230,7 +214,7 @@ def _snapshots(
     module: nn.Module,
     config: FitConfig,
     seed: int,
-    chosen: Mapping[str, nn.Parameter],
+    chosen: Collection[str],
     world: World,
     teacher: nn.Module | None,
 ) -> Snapshots:
@@ -244,7 +228,7 @@ def _snapshots(
 
 
 def _identity(
-    module: nn.Module, config: FitConfig, seed: int, chosen: Mapping[str, nn.Parameter]
+    module: nn.Module, config: FitConfig, seed: int, chosen: Collection[str]
 ) -> dict[str, str]:
     """Return what tells one training from another."""
     names = hashlib.sha256("\n".join(chosen).encode()).hexdigest()

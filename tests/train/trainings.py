@@ -39,6 +39,23 @@ class Killed(Exception):
     pass
 
 
+class Ending(list):
+    """Data whose reading ends one process, or all of them, in a batch."""
+
+    def __init__(self, items, end, at):
+        super().__init__(items)
+        self.end, self.left = end, at
+
+    def __iter__(self):
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, place):
+        self.left -= 1
+        if not self.left:
+            self.end()
+        return super().__getitem__(place)
+
+
 def killed_at(step):
     def report(text, done, total):
         if done == step:

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import distributed, nn
 
-from fxcompress.errors import DataError, FxCompressError, UsageError, WorkerError
+from fxcompress.errors import DataError, FxCompressError, WorkerError
 from fxcompress.train import FitConfig, Hooks, fit
-from tests.train.trainings import Killed, batches
+from tests.train import joined
+from tests.train.trainings import Ending, Killed, batches
 
 WAYS = {
     "plain": {},
@@ -66,23 +67,6 @@ def quality(module):
         return -float(nn.functional.cross_entropy(module(x), y))
 
 
-class Ending(list):
-    """Data whose reading ends one process, or all of them, in the tenth batch."""
-
-    def __init__(self, items, end):
-        super().__init__(items)
-        self.end, self.given = end, 0
-
-    def __iter__(self):
-        return map(self.__getitem__, range(len(self)))
-
-    def __getitem__(self, place):
-        self.given += 1
-        if self.given == 10:
-            self.end()
-        return super().__getitem__(place)
-
-
 def killed_and_resumed(folder):
     def die():
         raise Killed
@@ -90,7 +74,7 @@ def killed_and_resumed(folder):
     own = folder if os.environ["RANK"] == "0" else None
     whole = trained("average", model(0.5))
     with contextlib.suppress(DataError):
-        trained("average", model(0.5), Ending(data("average"), die), snapshots=own)
+        trained("average", model(0.5), Ending(data("average"), die, at=10), snapshots=own)
     return [whole, trained("average", model(0.5), snapshots=own)]
 
 
@@ -102,24 +86,24 @@ def told_different_things():
     return ""
 
 
-def tried(way):
-    try:
-        return trained(way, torch.fx.symbolic_trace(model()))
-    except UsageError as error:
-        return str(error)
-
-
 def main(task, folder):
     distributed.init_process_group("gloo")
     found = {}
     try:
         if task in ("ways", "sharded"):
-            found = {way: tried(way) for way in WAYS}
-            found["resumed"] = killed_and_resumed(folder / "kept")
+            found = {way: trained(way, torch.fx.symbolic_trace(model())) for way in WAYS}
+            found["fp16"] = joined.trained("fp16")
             found["differs"] = told_different_things()
+        if task == "sharded":
+            own = os.environ["RANK"] == "0"
+            for way in ("taps", "hooked", "peer"):
+                found[way] = joined.trained(way, folder / way if own else None)
+            found["resumed"] = joined.killed_and_resumed(folder / "kept" if own else None)
+        elif task == "ways":
+            found["resumed"] = killed_and_resumed(folder / "kept")
         elif task == "dies":
             mine = os.environ["RANK"] == "1"
-            source = Ending(data("plain"), lambda: os._exit(9) if mine else None)
+            source = Ending(data("plain"), lambda: os._exit(9) if mine else None, at=10)
             fit(model(), FitConfig(epochs=2), source)
     except FxCompressError as error:
         print(f"{type(error).__name__}: {error} ({error.reason})", flush=True)
