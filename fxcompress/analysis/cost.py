@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.analysis._macs import macs
 from fxcompress.analysis._sizes import Expr, elements, evaluate
 from fxcompress.ir import Program, node_ids, op_name, op_spec
-from fxcompress.nn import FakeQuantize
+from fxcompress.nn import FakeQuantize, StackQuantize
 
 __all__ = ["Cost", "CostSummary", "ModuleCost", "NodeCost", "cost"]
 
@@ -272,7 +273,7 @@ def _scope(node: fx.Node) -> str:
 
 def _state(
     program: Program, node: fx.Node, module: nn.Module | None
-) -> list[tuple[torch.Tensor, int]]:
+) -> list[tuple[torch.Tensor, int | Fraction]]:
     """Return the persistent tensors that a node owns, with the bits each element is stored in."""
     if module is not None:
         transient = {
@@ -300,6 +301,8 @@ def _state(
 
 def _small(module: nn.Module) -> torch.Tensor | None:
     """Return the zero points that are stored in a byte each, as integers up to 8 bits wide are."""
+    if isinstance(module, StackQuantize):
+        return module.zero_point
     if not isinstance(module, FakeQuantize) or module.bits > 8 or module.learned:
         return None
     return module.zero_point
@@ -311,10 +314,11 @@ _WIDTHS: Final[dict[str, int | None]] = {
     "codebook": None,
     "fake_quant": None,
     "float_quant": 8,
+    "stack_quant": None,
 }
 
 
-def _stored_bits(program: Program, node: fx.Node) -> int | None:
+def _stored_bits(program: Program, node: fx.Node) -> Fraction | None:
     """Return the bit width under which a weight is stored, if a quantiser is all that reads it."""
     bits = set()
     for user in node.users:
@@ -326,10 +330,18 @@ def _stored_bits(program: Program, node: fx.Node) -> int | None:
             bits.add(below)
         elif op in _WIDTHS and user.op == "call_module":
             module: Any = program.module.get_submodule(str(user.target))
-            bits.add(_WIDTHS[op] or int(module.bits))
+            if isinstance(module, StackQuantize):
+                bits.add(_mean_width(module, node.meta["val"].element_size() * 8))
+            else:
+                bits.add(Fraction(_WIDTHS[op] or int(module.bits)))
         else:
             return None
     return max(bits) if bits else None
+
+
+def _mean_width(module: StackQuantize, whole: int) -> Fraction:
+    """Return the bits of a number of a stack on average; its matrices are of one size."""
+    return Fraction(sum(width or whole for width in module.widths), len(module.widths))
 
 
 def _read_storages(node: fx.Node) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ Zero points take one byte.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fxcompress.ir._encode import decode
 from fxcompress.ir.modules import ModuleConfig
-from fxcompress.nn import Binarize, Codebook, FakeQuantize, FloatQuantize
+from fxcompress.nn import Binarize, Codebook, FakeQuantize, FloatQuantize, StackQuantize
 from fxcompress.nn.packing import pack, packed_size, unpack
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ __all__ = ["pack_weights", "unpack_weights"]
 
 _BITS = 8
 
-Quantizer: TypeAlias = Binarize | Codebook | FakeQuantize | FloatQuantize
+_OneWidth: TypeAlias = Binarize | Codebook | FakeQuantize | FloatQuantize
+Quantizer: TypeAlias = _OneWidth | StackQuantize
 
 
 def pack_weights(
@@ -41,15 +42,16 @@ def pack_weights(
     for name, path, quantizer in _quantizers(program):
         zero_point = f"{path}.zero_point"
         known = zero_point not in stored or zero_point in points
-        if isinstance(quantizer, FakeQuantize) and not known:
-            stored[zero_point] = stored[zero_point].to(quantizer.dtype)
+        if isinstance(quantizer, (FakeQuantize, StackQuantize)) and not known:
+            small = quantizer.dtype if isinstance(quantizer, FakeQuantize) else torch.uint8
+            stored[zero_point] = stored[zero_point].to(small)
             points.append(zero_point)
         weight = tensors.get(name)
         if weight is None or name in weights:
             continue
-        codes = _codes(quantizer, weight)
-        if _same_bits(_values(quantizer, codes, weight.dtype), weight):
-            stored[name] = pack(codes, _width(quantizer))
+        bytes_ = _stored(quantizer, weight)
+        if _same_bits(_restored(name, quantizer, bytes_, weight.shape, weight.dtype), weight):
+            stored[name] = bytes_
             weights[name] = path
     found = {"weights": weights, "zero_points": points}
     return stored, found if weights or points else {}
@@ -75,22 +77,34 @@ def unpack_weights(document: Mapping[str, Any], stored: Mapping[str, Tensor]) ->
         )
         shape = document["tensors"][name]["shape"]
         dtype = getattr(torch, document["tensors"][name]["dtype"])
-        count = torch.Size(shape).numel()
-        width = _width(quantizer)
-        if tensors[name].numel() != packed_size(count, width):
-            raise ValueError(f"{name} does not have the bytes of {count} packed integers")
-        codes = unpack(tensors[name], width, count).reshape(shape)
-        tensors[name] = _values(quantizer, codes, dtype)
+        tensors[name] = _restored(name, quantizer, tensors[name], shape, dtype)
     return tensors
 
 
-def _width(quantizer: Quantizer) -> int:
+def _stored(quantizer: Quantizer, weight: Tensor) -> Tensor:
+    if isinstance(quantizer, StackQuantize):
+        return quantizer.store(weight)
+    return pack(_codes(quantizer, weight), _width(quantizer))
+
+
+def _restored(
+    name: str, quantizer: Quantizer, stored: Tensor, shape: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    if isinstance(quantizer, StackQuantize):
+        return quantizer.restore(stored, shape, dtype)
+    count, width = torch.Size(shape).numel(), _width(quantizer)
+    if stored.numel() != packed_size(count, width):
+        raise ValueError(f"{name} does not have the bytes of {count} packed integers")
+    return _values(quantizer, unpack(stored, width, count).reshape(tuple(shape)), dtype)
+
+
+def _width(quantizer: _OneWidth) -> int:
     if isinstance(quantizer, (Codebook, FakeQuantize)):
         return quantizer.bits
     return 1 if isinstance(quantizer, Binarize) else _BITS
 
 
-def _codes(quantizer: Quantizer, weight: Tensor) -> Tensor:
+def _codes(quantizer: _OneWidth, weight: Tensor) -> Tensor:
     """Return what is packed, uint8 of the shape of `weight`."""
     if isinstance(quantizer, FakeQuantize):
         return (quantizer.quantize(weight) - quantizer.qmin).to(torch.uint8)
@@ -99,7 +113,7 @@ def _codes(quantizer: Quantizer, weight: Tensor) -> Tensor:
     return quantizer.quantize(weight).view(torch.uint8)
 
 
-def _values(quantizer: Quantizer, codes: Tensor, dtype: torch.dtype) -> Tensor:
+def _values(quantizer: _OneWidth, codes: Tensor, dtype: torch.dtype) -> Tensor:
     if isinstance(quantizer, FakeQuantize):
         return quantizer.dequantize(codes.to(torch.int32) + quantizer.qmin, dtype)
     if isinstance(quantizer, FloatQuantize):
@@ -130,6 +144,8 @@ def _fixed(quantizer: Quantizer) -> bool:
     if quantizer.scale is None or quantizer.scale.is_meta:
         return False
     trained = any(True for _ in quantizer.parameters())
+    if isinstance(quantizer, StackQuantize):
+        return not trained
     return not trained and _width(quantizer) <= _BITS
 
 

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from fxcompress.nn.operand import OperandLinear as OperandLinear
     from fxcompress.nn.operand import own_weight as own_weight
     from fxcompress.nn.operand import take_weight_as_operand as take_weight_as_operand
+    from fxcompress.nn.operand_experts import OperandExperts as OperandExperts
     from fxcompress.nn.recurrent import OperandGRU as OperandGRU
     from fxcompress.nn.recurrent import OperandLSTM as OperandLSTM
     from fxcompress.nn.recurrent import OperandRNN as OperandRNN
     from fxcompress.nn.recurrent import take_weights_as_operands as take_weights_as_operands
     from fxcompress.nn.routing import RouteGradient as RouteGradient
     from fxcompress.nn.routing import TopTokens as TopTokens
+    from fxcompress.nn.stack_quantize import StackQuantize as StackQuantize
     from fxcompress.nn.stochastic import LayerDrop as LayerDrop
     from fxcompress.nn.stochastic import StochasticDepth as StochasticDepth
     from fxcompress.nn.stochastic import TrainingSwitch as TrainingSwitch
@@ -58,10 +60,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "OperandConvTranspose2d": "operand",
         "OperandConvTranspose3d": "operand",
         "OperandEmbedding": "operand",
+        "OperandExperts": "operand_experts",
         "OperandGRU": "recurrent",
         "OperandLSTM": "recurrent",
         "OperandLinear": "operand",
         "OperandRNN": "recurrent",
+        "StackQuantize": "stack_quantize",
         "StochasticDepth": "stochastic",
         "Tap": "tap",
         "RouteGradient": "routing",

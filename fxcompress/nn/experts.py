@@ -9,7 +9,7 @@ like any others. The leaf is what is left: each token through its own experts, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,8 @@ GATES: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {"clamped_swiglu":
 """Functions of gate and up that are no such product."""
 
 _BIASES: Final = ("gate", "up", "down")
+
+_Stacks: TypeAlias = "tuple[Tensor | None, ...]"
 
 
 class Experts(nn.Module):
@@ -226,15 +228,7 @@ class Experts(nn.Module):
         Returns:
             `[..., width]`, of the dtype of `x`.
         """
-        k = indices.shape[-1]
-        tokens, chosen = x.reshape(-1, x.shape[-1]), indices.reshape(-1)
-        # Tokens in runs of one expert each; their order in a run changes nothing.
-        order = torch.argsort(chosen)
-        rows = tokens[torch.div(order, k, rounding_mode="floor")]
-        made = self._runs(rows, chosen)
-        made = made[torch.argsort(order)].reshape(-1, k, made.shape[-1])
-        summed = (made * weights.reshape(-1, k, 1)).sum(1)
-        return summed.to(x.dtype).reshape(x.shape)
+        return self._mixed(x, weights, indices, self._all())
 
     def apply_expert(self, expert: int, x: Tensor) -> Tensor:
         """Return what one expert makes of rows `[rows, width]`, unweighted."""
@@ -248,27 +242,39 @@ class Experts(nn.Module):
         held = {"biases": self.biases, "limit": self.limit, "dropout": self.dropout}
         return ", ".join([shape, rest, *(f"{name}={own}" for name, own in held.items() if own)])
 
-    def _runs(self, rows: Tensor, chosen: Tensor) -> Tensor:
+    def _mixed(self, x: Tensor, weights: Tensor, indices: Tensor, stacks: _Stacks) -> Tensor:
+        """Return what `forward` does, by the tensors of all experts as `_all` gives them."""
+        k = indices.shape[-1]
+        tokens, chosen = x.reshape(-1, x.shape[-1]), indices.reshape(-1)
+        # Tokens in runs of one expert each; their order in a run changes nothing.
+        order = torch.argsort(chosen)
+        rows = tokens[torch.div(order, k, rounding_mode="floor")]
+        made = self._runs(rows, chosen, stacks)
+        made = made[torch.argsort(order)].reshape(-1, k, made.shape[-1])
+        summed = (made * weights.reshape(-1, k, 1)).sum(1)
+        return summed.to(x.dtype).reshape(x.shape)
+
+    def _runs(self, rows: Tensor, chosen: Tensor, stacks: _Stacks) -> Tensor:
         """Return each row through its expert; `rows` are sorted by it, `chosen` is not."""
         if torch.compiler.is_compiling():
-            return self._static_runs(rows, _counts(chosen, self.experts))
+            return self._static_runs(rows, _counts(chosen, _number(stacks)), stacks)
         if rows.is_meta or isinstance(rows, FakeTensor):
             # Nobody knows the runs: types and costs are those of any, such as one run of the first.
-            return self.apply_expert(0, rows)
-        counts = _counts(chosen, self.experts)
-        if self._is_grouped(rows):
-            return self._grouped(rows, counts)
+            return self._one(rows, *next(self._each(stacks)))
+        counts = _counts(chosen, _number(stacks))
+        if self._is_grouped(rows, stacks):
+            return self._grouped(rows, counts, stacks)
         runs = torch.split(rows, counts.tolist())
         return torch.cat(
-            [self._one(run, *own) for run, own in zip(runs, self._each(), strict=True)]
+            [self._one(run, *own) for run, own in zip(runs, self._each(stacks), strict=True)]
         )
 
-    def _static_runs(self, rows: Tensor, counts: Tensor) -> Tensor:
+    def _static_runs(self, rows: Tensor, counts: Tensor, stacks: _Stacks) -> Tensor:
         """Return the same as a fixed number of slices and products, which every format has."""
         check: Any = torch._check
         made: list[Tensor] = []
         start: Any = 0
-        for expert, own in enumerate(self._each()):
+        for expert, own in enumerate(self._each(stacks)):
             count: Any = counts[expert].item()
             # What counts of tokens are, and torch.export cannot know.
             check(count >= 0)
@@ -279,7 +285,7 @@ class Experts(nn.Module):
         check(joined.shape[0] == rows.shape[0])
         return joined
 
-    def _grouped(self, rows: Tensor, counts: Tensor) -> Tensor:
+    def _grouped(self, rows: Tensor, counts: Tensor, stacks: _Stacks) -> Tensor:
         """Return the same by one grouped product per matrix, which need not wait for the counts."""
         ends = counts.cumsum(0, dtype=torch.int32)
 
@@ -289,15 +295,18 @@ class Experts(nn.Module):
                 return made
             return made + bias.repeat_interleave(counts, 0, output_size=x.shape[0])
 
-        gate = None if self.gate is None else product(rows, self.gate, self.gate_bias)
-        inner = self._activated(gate, product(rows, self.up, self.up_bias))
-        return product(inner, self.down, self.down_bias)
+        gate, up, down, gate_bias, up_bias, down_bias = stacks
+        assert up is not None, "experts have one"
+        assert down is not None, "experts have one"
+        gated = None if gate is None else product(rows, gate, gate_bias)
+        inner = self._activated(gated, product(rows, up, up_bias))
+        return product(inner, down, down_bias)
 
-    def _is_grouped(self, rows: Tensor) -> bool:
+    def _is_grouped(self, rows: Tensor, stacks: _Stacks) -> bool:
         """Whether a grouped product can be used and gains: on a GPU, in bfloat16, aligned."""
         if rows.device.type != "cuda" or torch.cuda.get_device_capability(rows.device) < (8, 0):
             return False
-        same = all(matrix.dtype == rows.dtype for matrix in self.matrices())
+        same = all(each.dtype == rows.dtype for each in stacks[:3] if each is not None)
         size = rows.element_size()
         aligned = all(n * size % _ALIGNMENT == 0 for n in (self.width, self.hidden))
         return rows.dtype is torch.bfloat16 and same and aligned and rows.shape[0] > 0
@@ -330,17 +339,23 @@ class Experts(nn.Module):
         # Without one there is no op, so that what is exported has none either.
         return F.dropout(inner, self.dropout, self.training) if self.dropout else inner
 
-    def _all(self) -> tuple[Tensor | None, ...]:
+    def _all(self) -> _Stacks:
         biases = (self.gate_bias, self.up_bias, self.down_bias)
         return (self.gate, self.up, self.down, *biases)
 
-    def _each(self) -> Iterator[tuple[Any, ...]]:
+    def _each(self, stacks: _Stacks) -> Iterator[tuple[Any, ...]]:
         """Yield what `_one` takes after the tokens, expert by expert."""
         # One unbind: its gradient is one stack, where each index would fill a whole tensor.
-        unbound: list[Any] = [
-            [None] * self.experts if p is None else p.unbind(0) for p in self._all()
-        ]
+        count = _number(stacks)
+        unbound: list[Any] = [[None] * count if p is None else p.unbind(0) for p in stacks]
         return zip(*unbound, strict=True)
+
+
+def _number(stacks: _Stacks) -> int:
+    """Return how many experts there are."""
+    up = stacks[1]
+    assert up is not None, "experts have one"
+    return up.shape[0]
 
 
 def _counts(chosen: Tensor, experts: int) -> Tensor:

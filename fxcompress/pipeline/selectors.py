@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.base import Selection
 
-__all__ = ["Candidate", "Selector", "public_class"]
+__all__ = ["Candidate", "Selector", "candidate_of", "public_class"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,19 @@ class Candidate:
     """A node that can be selected: its id, its canonical op, and the class of its module.
 
     `cls` is the qualified class (`torch.nn.Conv2d`), or empty for a node that calls no module.
+    `within` are the ids of what it is a part of, the nearest first: a pattern that matches one of
+    them matches the part too.
     """
 
     id: str
     op: str
     cls: str = ""
+    within: tuple[str, ...] = ()
+
+    def matches(self, patterns: Iterable[str]) -> bool:
+        """Whether a glob matches its id, or that of what it is a part of."""
+        names = (self.id, *self.within)
+        return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
     def is_type(self, pattern: str) -> bool:
         """Whether a type pattern names its op, its class, or its class's last name."""
@@ -62,9 +70,9 @@ class Selector:
             SelectorError: A pattern matches nothing, nothing is left, or `expect` says otherwise.
         """
         self._check_patterns(candidates)
-        hit = [c for c in candidates if not self.targets or _any(c.id, self.targets)]
+        hit = [c for c in candidates if not self.targets or c.matches(self.targets)]
         typed = [c for c in hit if not self.types or any(c.is_type(t) for t in self.types)]
-        kept = [c for c in typed if not _any(c.id, self.exclude)]
+        kept = [c for c in typed if not c.matches(self.exclude)]
         counts = (
             f"of {len(candidates)} candidates {len(hit)} match the targets, "
             f"{len(typed)} of these the types, and {len(typed) - len(kept)} are excluded"
@@ -99,7 +107,7 @@ class Selector:
         ids = node_ids(program)
         allowed = None if candidates is None else set(candidates)
         nodes = [n for n in ids if (_computes(n) if allowed is None else n in allowed)]
-        described = [_candidate(program, node, ids[node]) for node in nodes]
+        described = [candidate_of(program, node, ids[node]) for node in nodes]
         chosen = set(self.choose(described))
         return [node for node in nodes if ids[node] in chosen]
 
@@ -107,13 +115,13 @@ class Selector:
         """Refuse a pattern that matches no candidate."""
         if not candidates:
             return
-        ids = [c.id for c in candidates]
+        ids = list(dict.fromkeys(name for c in candidates for name in (c.id, *c.within)))
         for block, patterns in (("targets", self.targets), ("exclude", self.exclude)):
             for pattern in patterns:
                 if not _any_of(ids, pattern):
                     raise SelectorError(
                         f"`{pattern}` in `{block}` matches nothing",
-                        reason=f"none of {len(ids)} candidates has such an id",
+                        reason=f"none of {len(candidates)} candidates has such an id",
                         hint=_id_hint(pattern, ids),
                     )
         for pattern in self.types:
@@ -122,13 +130,9 @@ class Selector:
                 known = [*sorted(ops), *sorted(cls.rpartition(".")[2] for cls in classes)]
                 raise SelectorError(
                     f"`{pattern}` in `types` matches nothing",
-                    reason=f"none of {len(ids)} candidates has such an op or class",
+                    reason=f"none of {len(candidates)} candidates has such an op or class",
                     hint=did_you_mean(pattern, filter(None, known), kind="there are"),
                 )
-
-
-def _any(text: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(text, pattern) for pattern in patterns)
 
 
 def _any_of(texts: Iterable[str], pattern: str) -> bool:
@@ -143,7 +147,20 @@ def _id_hint(pattern: str, ids: Sequence[str]) -> str:
     below = sum(1 for name in ids if fnmatchcase(name, f"*{pattern}"))
     if below:
         return f"{below} ids end in it: write `*{pattern}`"
+    numbered = _numbers_in(pattern, ids)
+    if numbered:
+        return numbered
     return did_you_mean(pattern, ids, kind="there are")
+
+
+def _numbers_in(pattern: str, ids: Sequence[str]) -> str:
+    """Say which numbers there are, where a pattern names one that is not."""
+    parent, _, number = pattern.rpartition(".")
+    if not parent or not number.isdigit():
+        return ""
+    found = (each.rpartition(".") for each in ids if fnmatchcase(each.rpartition(".")[0], parent))
+    numbers = sorted({int(last) for _, _, last in found if last.isdigit()})
+    return f"`{parent}` holds {numbers[0]} to {numbers[-1]}" if numbers else ""
 
 
 def _types_hint(hit: Sequence[Candidate], types: Sequence[str]) -> str:
@@ -155,7 +172,8 @@ def _computes(node: Node) -> bool:
     return node.op in {"call_module", "call_function", "call_method"}
 
 
-def _candidate(program: Program, node: Node, node_id: str) -> Candidate:
+def candidate_of(program: Program, node: Node, node_id: str) -> Candidate:
+    """Return what of a node is selected by."""
     from fxcompress.ir.ops import op_name
 
     cls = ""

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from torch import fx
 
-from fxcompress.errors import SelectorError
+from fxcompress.errors import SelectorError, UsageError
 from fxcompress.ir.ops import bind, module_of, op_name
-from fxcompress.nn import Experts
+from fxcompress.nn import Experts, StackQuantize
 from fxcompress.pipeline.selectors import Selector
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
     from fxcompress.pipeline.base import Selection
 
-__all__ = ["Call", "Mixture", "choice_of", "find_mixtures", "scores_of", "sum_of"]
+__all__ = [
+    "Call",
+    "Mixture",
+    "choice_of",
+    "find_mixtures",
+    "quantizers_of",
+    "refuse_quantized",
+    "scores_of",
+    "sum_of",
+]
 
 # What hands chosen experts on as they are, or under other numbers.
 _ALONG: Final = frozenset(
@@ -85,6 +95,32 @@ def find_mixtures(program: Program, options: Selection | None = None) -> list[Mi
 def _call(node: fx.Node) -> Call:
     bound = bind(node)
     return Call(node, bound["input"], bound["weights"], bound["indices"])
+
+
+def quantizers_of(mixture: Mixture) -> dict[str, StackQuantize]:
+    """Return the quantizers of a mixture's matrices, by path."""
+    sources = [node for call in mixture.calls for node in call.node.all_input_nodes]
+    return {
+        str(node.target): cast(StackQuantize, module_of(node))
+        for node in sources
+        if op_name(node) == "stack_quant"
+    }
+
+
+def refuse_quantized(mixtures: Sequence[Mixture], done: str) -> None:
+    """Check that experts are in floating point.
+
+    Raises:
+        UsageError: Some are stored as integers, which cannot be `done` what is asked.
+    """
+    for mixture in mixtures:
+        if quantizers_of(mixture):
+            raise UsageError(
+                f"the experts of {mixture.path} are quantised and cannot be {done}",
+                reason="what is made of them would not be on their grids of integers",
+                hint="run this pass before quantize.weight_only, or exclude it",
+                where=mixture.path,
+            )
 
 
 def choice_of(indices: fx.Node) -> fx.Node | None:

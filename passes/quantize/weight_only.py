@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,10 +21,23 @@ Method = Literal["rtn", "hqq", "awq", "gptq", "awq+gptq"]
 
 
 class Override(Options):
-    """Another format for some layers; what is left out stays as it is for all."""
+    """Another format for some layers or experts; what is left out stays as it is for all."""
 
-    targets: tuple[str, ...] = Field(min_length=1, description="Globs over node ids.")
-    bits: Width | None = Field(default=None, ge=2, le=8, description="Width of the integers.")
+    targets: tuple[str, ...] = Field(
+        min_length=1,
+        description="Globs over node ids; expert 2 of `mlp.experts` is `mlp.experts.2`, and its "
+        "matrices `mlp.experts.2.gate`, `.up` and `.down`.",
+    )
+    rarest: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Of the experts that match, only this part of each mixture, rounded down: "
+        "those that the fewest tokens of the calibration split choose.",
+    )
+    bits: Annotated[Width, Field(ge=2, le=8)] | Literal["float"] | None = Field(
+        default=None, description="Width of the integers, or `float`: none."
+    )
     group: int | Literal["channel"] | None = Field(
         default=None, description="Elements of a row that share a scale, or `channel`: the row."
     )
@@ -77,8 +90,20 @@ class WeightOnlyOptions(Selection):
         "have changed; needs `sequential` (gptq).",
     )
     overrides: tuple[Override, ...] = Field(
-        default=(), description="Other formats for some layers; the first that matches counts."
+        default=(),
+        description="Other formats for some layers or experts; the first that matches counts.",
     )
+
+    def format(self, override: Override | None) -> tuple[int | Literal["float"], int | None, bool]:
+        """Return bits, group and whether integers are symmetric, as an override has them."""
+        bits: int | Literal["float"] = self.bits
+        group, symmetric = self.group, self.symmetric
+        if override is not None:
+            bits = bits if override.bits is None else override.bits
+            symmetric = symmetric if override.symmetric is None else override.symmetric
+            if override.group is not None:
+                group = None if override.group == "channel" else override.group
+        return bits, group, symmetric
 
 
 class _Entry(BaseModel):
@@ -114,6 +139,33 @@ class WeightEntry(_Entry):
     unscaled: str | None = None
 
 
+class StackEntry(_Entry):
+    """The quantizer of a stack of experts' matrices.
+
+    Its scales and zero points (from 0) are in `arrays[path + ".scale"]` and `".zero_point"`, the
+    integers of those with 4 bits, packed, in `".integers.4"`.
+
+    Attributes:
+        path: Where the quantizer goes.
+        tensor: The parameter.
+        experts: Path of the leaf.
+        matrix: `gate`, `up` or `down`.
+        calls: The nodes that read it.
+        bits: Width of each expert's integers; 0 for an expert in float.
+        group: Elements of a row that share a scale.
+        shape: Shape of the scale.
+    """
+
+    path: str
+    tensor: str
+    experts: str
+    matrix: str
+    calls: tuple[str, ...]
+    bits: tuple[int, ...]
+    group: int | None
+    shape: tuple[int, ...]
+
+
 class Fold(_Entry):
     """A tensor that is divided along `dim` by `arrays[tensor + ".divisor"]`.
 
@@ -129,19 +181,49 @@ class WeightOnlyDecision(Decision):
 
     method: Method = "rtn"
     weights: tuple[WeightEntry, ...] = ()
+    stacks: tuple[StackEntry, ...] = ()
     folds: tuple[Fold, ...] = ()
     declined: tuple[Declined, ...] = ()
 
     def summary(self) -> tuple[str, ...]:
-        """Return how many weights get how many bits."""
+        """Return how many weights get how many bits, and which experts others than the rest."""
         formats: dict[str, int] = {}
         for each in self.weights:
-            per = "channel" if each.group is None else f"group of {each.group}"
-            name = f"{each.bits}-bit integers per {per}"
-            formats[name] = formats.get(name, 0) + 1
-        return tuple(
-            f"{count} weights as {name} ({self.method})" for name, count in formats.items()
-        )
+            name = _format(each.bits, each.group)
+            formats[f"weights as {name}"] = formats.get(f"weights as {name}", 0) + 1
+        for stack in self.stacks:
+            for bits in filter(None, stack.bits):
+                name = f"experts' matrices as {_format(bits, stack.group)}"
+                formats[name] = formats.get(name, 0) + 1
+        lines = [f"{count} {name} ({self.method})" for name, count in formats.items()]
+        by_experts: dict[str, list[StackEntry]] = {}
+        for stack in self.stacks:
+            by_experts.setdefault(stack.experts, []).append(stack)
+        return (*lines, *filter(None, map(_exceptions, by_experts.values())))
+
+
+def _format(bits: int, group: int | None) -> str:
+    return f"{bits}-bit integers per {'channel' if group is None else f'group of {group}'}"
+
+
+def _exceptions(stacks: list[StackEntry]) -> str:
+    """Return which experts of a mixture have a width that most do not have, if any."""
+    usual = [each.bits for each in stacks]
+    common = max(set(usual), key=usual.count)
+    parts = [_widths(common)] if _widths(common) else []
+    for stack in stacks:
+        if stack.bits != common:
+            parts.append(f"in `{stack.matrix}` {_widths(stack.bits) or 'all alike'}")
+    return f"{stacks[0].experts}: experts {'; '.join(parts)}" if parts else ""
+
+
+def _widths(bits: tuple[int, ...]) -> str:
+    usual = max(bits, key=bits.count)
+    parts = []
+    for width in sorted(set(bits) - {usual}):
+        who = ", ".join(str(e) for e, own in enumerate(bits) if own == width)
+        parts.append(f"{who} in {f'{width} bits' if width else 'float'}")
+    return "; ".join(parts)
 
 
 class WeightOnly(Pass[WeightOnlyOptions, WeightOnlyDecision]):
@@ -168,6 +250,9 @@ class WeightOnly(Pass[WeightOnlyOptions, WeightOnlyDecision]):
     With calibration data the search for a range minimises the error of the layer's output. The
     parameter becomes what its integers stand for.
 
+    The matrices of `fxcompress.nn.Experts` are rounded as those of linear layers are, each with a
+    width of its own where overrides say so.
+
     Preserves: approximate. Needs: a `calibration` split for awq and gptq.
     """
 
@@ -176,8 +261,10 @@ class WeightOnly(Pass[WeightOnlyOptions, WeightOnlyDecision]):
     preserves: ClassVar[Preserves] = "approximate"
 
     def reads(self, options: WeightOnlyOptions) -> frozenset[str]:
-        """Return `calibration` for the methods that look at inputs."""
-        return frozenset() if options.method in ("rtn", "hqq") else frozenset({"calibration"})
+        """Return `calibration` for what looks at inputs, or at how experts are used."""
+        used = any(each.rarest is not None for each in options.overrides)
+        data = used or options.method not in ("rtn", "hqq")
+        return frozenset({"calibration"}) if data else frozenset()
 
     def decide(
         self, program: Program, options: WeightOnlyOptions, context: Context
@@ -198,14 +285,18 @@ class WeightOnly(Pass[WeightOnlyOptions, WeightOnlyDecision]):
     def rewrite(self, rewriter: GraphRewriter, decision: WeightOnlyDecision) -> None:
         """Insert the quantizers and set the weights; pending scales are 1."""
         from passes.quantize._weight_only.insert import fold, insert
+        from passes.quantize._weight_only.insert_stacks import insert_stacks
 
         for declined in decision.declined:
             rewriter.decline(declined.node, declined.reason, declined.because_of)
         fold(rewriter, decision.folds, decision.arrays)
         insert(rewriter, decision.weights, decision.arrays)
+        insert_stacks(rewriter, decision.stacks, decision.arrays)
 
     def ensures(self, before: Program, after: Program, decision: WeightOnlyDecision) -> None:
         """Check that every layer decided on reads a quantised weight, which holds its integers."""
         from passes.quantize._weight_only.insert import check
+        from passes.quantize._weight_only.insert_stacks import check_stacks
 
         check(after, decision.weights, decision.arrays)
+        check_stacks(after, decision.stacks, decision.arrays)

@@ -79,6 +79,19 @@ def fake_quant(site: Site) -> Value:
     return dims
 
 
+def stack_quant(site: Site) -> Value:
+    """Scales and zero points follow the matrices, their rows, and the groups of a row."""
+    dims = site.dims("input")
+    for name in ("scale", "zero_point"):
+        matrices, rows, *groups = site.state(f"{site.node.target}.{name}")
+        site.solver.unify(matrices, dims[0])
+        site.solver.unify(rows, dims[1])
+        if groups:
+            module: Any = site.module
+            _grouped(site, dims[1:], groups[0], module.group)
+    return dims
+
+
 def dynamic_quant(site: Site) -> Value:
     """A range always covers 0, so that what is held at zero does not change it."""
     return site.dims("input")
@@ -190,6 +203,7 @@ RULES: dict[str, Rule] = {
     "add": add,
     "prelu": prelu,
     "fake_quant": fake_quant,
+    "stack_quant": stack_quant,
     "dynamic_quant": dynamic_quant,
     "float_quant": float_quant,
     "binarize": binarize,

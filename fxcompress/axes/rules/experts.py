@@ -16,7 +16,7 @@ def experts(site: Site) -> Value:
     assert isinstance(site.module, Experts)
     solver, x = site.solver, site.dims("input")
     choices = site.broadcast([site.dims("weights"), site.dims("indices")])
-    each, hidden, width = site.state(f"{site.node.target}.up")
+    each, hidden, width = site.weight("up") or []
     solver.tag(each, "expert")
     solver.freeze(each, "experts are chosen by number (moe.prune_experts removes some)")
     solver.freeze(choices[-1], "the experts of a token")

@@ -24,6 +24,7 @@ from fxcompress.nn import (
     OperandLinear,
     OperandLSTM,
     OperandRNN,
+    StackQuantize,
 )
 
 __all__ = [
@@ -51,7 +52,7 @@ TRANSPOSED: Final[dict[type[nn.Module], Callable[..., Tensor]]] = {
     OperandConvTranspose3d: F.conv_transpose3d,
 }
 LAYERS: Final = (*CONVOLUTIONS, *TRANSPOSED, OperandEmbedding, OperandLinear)
-_QUANTIZERS: Final = (Binarize, Codebook, FakeQuantize, FloatQuantize)
+_QUANTIZERS: Final = (Binarize, Codebook, FakeQuantize, FloatQuantize, StackQuantize)
 RECURRENT: Final = (OperandGRU, OperandLSTM, OperandRNN)
 
 

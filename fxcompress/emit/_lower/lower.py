@@ -18,6 +18,7 @@ from fxcompress.emit._integers import PackedWeight
 from fxcompress.emit._lower.decomposed import Decomposed
 from fxcompress.emit._lower.graph import is_weight, quantizer_of
 from fxcompress.emit._lower.levels import write_levels
+from fxcompress.emit._lower.stacks import write_stacks
 from fxcompress.emit._lower.stored import (
     Lowered,
     count,
@@ -48,6 +49,7 @@ def lower(module: fx.GraphModule, form: Form, target: Target = PT2E) -> Lowered:
     """
     done = Lowered()
     freeze(module)
+    write_stacks(module)
     write_levels(module, form, done, target)
     count(module, done)
     weights = [n for n in module.graph.nodes if quantizer_of(n) is not None and is_weight(n)]

@@ -12,7 +12,7 @@ from fxcompress.emit._dynamic_recurrent import ScannedLSTM
 from fxcompress.emit._integers import IntegerWeight, PackedWeight, Rounding
 from fxcompress.emit._lower.graph import LAYERS, RECURRENT, quantizer_of, tensor_at
 from fxcompress.ir.ops import bind, op_name
-from fxcompress.nn import OperandLSTM
+from fxcompress.nn import OperandExperts, OperandLSTM
 
 __all__ = [
     "Lowered",
@@ -113,4 +113,6 @@ def _is_operand(owner: nn.Module, attribute: str) -> bool:
     """Whether a layer is given such a parameter by the graph."""
     if isinstance(owner, RECURRENT):
         return attribute.startswith("weight_")
+    if isinstance(owner, OperandExperts):
+        return attribute in ("gate", "up", "down")
     return isinstance(owner, LAYERS) and attribute == "weight"

@@ -29,6 +29,7 @@ from fxcompress.nn import (
     OperandConvTranspose2d,
     OperandConvTranspose3d,
     OperandEmbedding,
+    OperandExperts,
     OperandGRU,
     OperandLinear,
     OperandLSTM,
@@ -72,6 +73,24 @@ class IntegerConv3d(IntegerLayer):
 
 class IntegerLinear(IntegerLayer):
     """Of an `OperandLinear`."""
+
+
+class GivenExperts(nn.Module):
+    """Experts that are given their matrices, for the emitted source.
+
+    Attributes:
+        experts: How many there are.
+        width: Features of a token.
+        hidden: Features between an expert's matrices.
+    """
+
+    def __init__(self, leaf: OperandExperts, up: torch.Size) -> None:
+        super().__init__()
+        self.experts, self.hidden, self.width = up
+        self.activation, self.limit, self.dropout = leaf.activation, leaf.limit, leaf.dropout
+        self.biases = leaf.biases
+        for name in self.biases:
+            self.register_parameter(f"{name}_bias", getattr(leaf, f"{name}_bias"))
 
 
 @dataclass(frozen=True)
@@ -218,6 +237,13 @@ def _experts(module: Experts) -> dict[str, Any]:
     return {**arguments, **{name: value for name, value in held.items() if value}}
 
 
+def _given_experts(module: GivenExperts) -> dict[str, Any]:
+    sizes = {name: getattr(module, name) for name in ("experts", "width", "hidden", "activation")}
+    held = {name: getattr(module, name) for name in ("biases", "limit", "dropout")}
+    more = {name: value for name, value in held.items() if value}
+    return {**sizes, "given": True, **more}
+
+
 HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     IntegerConv1d: Helper("Int8Conv1d", _conv),
     IntegerConv2d: Helper("Int8Conv2d", _conv),
@@ -233,6 +259,7 @@ HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     Signs: Helper("Signs", _no_arguments),
     DynamicQuantize: Helper("DynamicQuantize", _dynamic),
     Experts: Helper("Experts", _experts),
+    GivenExperts: Helper("Experts", _given_experts),
     OperandGRU: Helper("RoundedRecurrent", _recurrent),
     OperandLSTM: Helper("RoundedRecurrent", _recurrent),
     OperandRNN: Helper("RoundedRecurrent", _recurrent),
@@ -268,7 +295,10 @@ def merge_weights(module: fx.GraphModule) -> None:
         if node.op != "call_module" or len(node.args) < 2:
             continue
         layer = module.get_submodule(str(node.target))
-        if isinstance(layer, tuple(_FUNCTIONS)):
+        if isinstance(layer, OperandExperts):
+            up: Any = node.args[3]
+            module.set_submodule(str(node.target), GivenExperts(layer, up.meta["val"].shape))
+        elif isinstance(layer, tuple(_FUNCTIONS)):
             stored = _stored(module, node.args[1])
             if stored is not None and _fits(layer, stored) and _is_private(module, node):
                 _merge(module, node, layer, stored)

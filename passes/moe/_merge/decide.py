@@ -13,7 +13,7 @@ from fxcompress.errors import UsageError
 from passes.moe._lift.decide import lifted_first, touched
 from passes.moe._merge.align import distance, hidden_values, match_units, need_scipy, units
 from passes.moe._merge.groups import led, linked
-from passes.moe._routing import Mixture, find_mixtures
+from passes.moe._routing import Mixture, find_mixtures, refuse_quantized
 from passes.moe._use import Use, measure
 from passes.moe.merge_experts import Group, Merged, MergeExpertsDecision
 
@@ -32,6 +32,7 @@ def decide(
     """Return the decision of `moe.merge_experts`."""
     program, first = lifted_first(program)
     mixtures = find_mixtures(program, options)
+    refuse_quantized(mixtures, "merged")
     lifted = touched(first, (each.path for each in mixtures))
     counts = [_count(each, options) for each in mixtures]
     by_weights = not options.groups and options.similarity == "weights"

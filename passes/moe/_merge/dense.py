@@ -15,7 +15,15 @@ from passes.moe._lift.decide import lift, lifted_first, touched
 from passes.moe._merge.align import need_scipy
 from passes.moe._merge.decide import join, use_of
 from passes.moe._merge.insert import merged
-from passes.moe._routing import Call, Mixture, choice_of, find_mixtures, scores_of, sum_of
+from passes.moe._routing import (
+    Call,
+    Mixture,
+    choice_of,
+    find_mixtures,
+    refuse_quantized,
+    scores_of,
+    sum_of,
+)
 from passes.moe.merge_experts import Group
 from passes.moe.to_dense import Densified, ToDenseDecision
 
@@ -34,6 +42,7 @@ def decide(program: Program, options: ToDenseOptions, context: Context) -> ToDen
     """Return the decision of `moe.to_dense`."""
     program, first = lifted_first(program)
     mixtures = find_mixtures(program, options)
+    refuse_quantized(mixtures, "made dense")
     if options.how == "merge" and options.align != "none":
         need_scipy("moe.to_dense")
     if not options.needs_data:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.errors import PassError
-from fxcompress.nn import Experts
+from fxcompress.nn import Experts, OperandExperts
 from passes.moe._lift.miss import Miss
 from passes.moe._lift.products import Product, find_products
 from passes.moe._prune.router import Router, patches, router_of
-from passes.moe._routing import Mixture, find_mixtures
+from passes.moe._routing import Mixture, find_mixtures, quantizers_of
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -44,7 +44,10 @@ def cut(rewriter: GraphRewriter, pruned: Iterable[Pruned]) -> None:
                 except Miss as miss:
                     raise PassError(miss.reason, where=each.path) from miss
                 _cut_router(rewriter, router, each.kept, done)
-            rewriter.set_module(each.path, _kept(mixture, each.kept))
+            if isinstance(mixture.experts, OperandExperts):
+                _cut_operands(rewriter, mixture, each.kept, done)
+            else:
+                rewriter.set_module(each.path, _kept(mixture, each.kept))
     if wanted:
         raise PassError(f"there are no experts at {next(iter(wanted))}")
 
@@ -59,6 +62,16 @@ def _kept(mixture: Mixture, kept: Sequence[int]) -> Experts:
         for name, parameter in mixture.experts.named_parameters()
     }
     return Experts.of(**tensors, **mixture.experts.settings)
+
+
+def _cut_operands(
+    rewriter: GraphRewriter, mixture: Mixture, kept: Sequence[int], done: set[str]
+) -> None:
+    """Cut stacks that the graph reads, and their quantizers."""
+    for name, _ in mixture.experts.named_parameters():
+        _cut_tensor(rewriter, f"{mixture.path}.{name}", 0, kept, done)
+    for path, quantizer in quantizers_of(mixture).items():
+        rewriter.set_module(path, quantizer.select(kept))
 
 
 def _cut_router(

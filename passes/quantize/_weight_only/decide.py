@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +11,14 @@ from torch import Tensor, fx
 from fxcompress.errors import UsageError
 from fxcompress.nn.packing import pack
 from fxcompress.rewrite import GraphRewriter
+from fxcompress.rewrite.edits import Declined
 from passes._paths import free_path, path_beside
-from passes.quantize._weight_only.layers import Layers, Weight, choose
+from passes.moe._routing import find_mixtures
+from passes.moe._use import measure
+from passes.quantize._weight_only.layers import Layers, Weight, choose, readers_of
 from passes.quantize._weight_only.solve import Solution, Solved, solve, solve_with_data
+from passes.quantize._weight_only.stack_entries import stack_arrays, stack_entries
+from passes.quantize._weight_only.stacks import Stack, choose_stacks, loose_stacks, stack_parts
 from passes.quantize.weight_only import Fold, WeightEntry, WeightOnlyDecision
 
 if TYPE_CHECKING:
@@ -29,14 +34,24 @@ __all__ = ["decide"]
 def decide(program: Program, options: WeightOnlyOptions, context: Context) -> WeightOnlyDecision:
     """Return the decision of `quantize.weight_only`."""
     scratch = GraphRewriter(program)
-    layers = choose(scratch.program, options)
-    if not layers.weights:
-        raise _nothing(layers)
-    pending = _pending(program, layers, options, context)
+    parts = stack_parts(scratch.program)
+    layers = choose(scratch.program, options, [each.candidate for each in parts])
+    usage = _usage(scratch.program, options, context)
+    stacks, declined = choose_stacks(
+        scratch.program, layers.ids, parts, layers.chosen, options,
+        readers_of(scratch.program), usage,
+    )  # fmt: skip
+    declined = [*layers.declined, *declined, *loose_stacks(scratch.program, layers.ids)]
+    if not layers.weights and not stacks:
+        raise _nothing(declined)
+    pending = _pending(program, layers, stacks, options, context)
     if pending:
-        entries = _entries(program, layers, {})
         return WeightOnlyDecision(
-            method=options.method, weights=entries, declined=layers.declined, pending=pending
+            method=options.method,
+            weights=_entries(program, layers, {}),
+            stacks=stack_entries(program, stacks, layers.ids),
+            declined=tuple(declined),
+            pending=pending,
         )
     state = program.state()
     if options.method in ("rtn", "hqq"):
@@ -52,17 +67,34 @@ def decide(program: Program, options: WeightOnlyOptions, context: Context) -> We
         elements = state[entry.tensor].numel() // entry.shape[0]
         solution, divisor = solved.solutions[entry.tensor], divisors.get(entry.tensor)
         arrays.update(_arrays(entry, solution, elements, divisor))
+    stacked = stack_entries(program, stacks, layers.ids)
+    for stack, own in zip(stacks, stacked, strict=True):
+        arrays.update(stack_arrays(stack, own, state[stack.tensor], options))
     return WeightOnlyDecision(
         method=options.method,
         weights=entries,
+        stacks=stacked,
         folds=tuple(Fold(tensor=name, dim=0) for name in folds),
-        declined=layers.declined,
+        declined=tuple(declined),
         arrays=arrays,
     )
 
 
-def _nothing(layers: Layers) -> UsageError:
-    left = [each for each in layers.declined if each.reason != "it is not selected"]
+def _usage(
+    program: Program, options: WeightOnlyOptions, context: Context
+) -> dict[str, list[float]] | None:
+    """Return how often experts are chosen, where overrides ask for it and it can be known."""
+    if context.planning or all(each.rarest is None for each in options.overrides):
+        return None
+    if any(tensor.is_meta for tensor in program.state().values()):
+        return None
+    mixtures = find_mixtures(program)
+    batches = context.samples("calibration", options.calibration)
+    return {path: use.counts.tolist() for path, use in measure(program, mixtures, batches).items()}
+
+
+def _nothing(declined: Iterable[Declined]) -> UsageError:
+    left = [each for each in declined if each.reason != "it is not selected"]
     return UsageError(
         "there is no weight to quantise",
         reason="; ".join(f"{each.node}: {each.reason}" for each in left[:3]),
@@ -71,16 +103,24 @@ def _nothing(layers: Layers) -> UsageError:
 
 
 def _pending(
-    program: Program, layers: Layers, options: WeightOnlyOptions, context: Context
+    program: Program,
+    layers: Layers,
+    stacks: Sequence[Stack],
+    options: WeightOnlyOptions,
+    context: Context,
 ) -> tuple[str, ...]:
     """Return what cannot be known now, per weight."""
     state = program.state()
-    when = ""
+    tensors = [*(each.tensor for each in layers.weights), *(each.tensor for each in stacks)]
+    what, when = "integers", ""
     if options.method not in ("rtn", "hqq") and context.planning:
         when = f"known after calibration ({options.calibration} samples)"
-    elif any(state[each.tensor].is_meta for each in layers.weights):
+    elif any(state[each].is_meta for each in tensors):
         when = "known once the weights have values"
-    return tuple(f"{each.tensor}: integers {when}" for each in layers.weights) if when else ()
+    elif stacks and context.planning and any(each.rarest for each in options.overrides):
+        what = "which of its experts are rare, and integers"
+        when = f"known after calibration ({options.calibration} samples)"
+    return tuple(f"{each}: {what} {when}" for each in tensors) if when else ()
 
 
 def _entries(

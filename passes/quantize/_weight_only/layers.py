@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +13,7 @@ from fxcompress.errors import UsageError
 from fxcompress.ir.naming import node_ids
 from fxcompress.ir.ops import bind, module_of, op_name
 from fxcompress.nn import take_weight_as_operand
-from fxcompress.pipeline.selectors import Selector
+from fxcompress.pipeline.selectors import Candidate, Selector, candidate_of
 from fxcompress.rewrite.edits import Declined
 from passes._layers.form import Form
 from passes._layers.operands import canonical
@@ -25,7 +25,7 @@ from passes.quantize._weight_only.grids import Width
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
-    from passes.quantize.weight_only import Override, WeightOnlyOptions
+    from passes.quantize.weight_only import WeightOnlyOptions
 
 __all__ = ["Layers", "Weight", "choose", "input_operand", "readers_of"]
 
@@ -76,11 +76,12 @@ class Weight:
 
 @dataclass(frozen=True)
 class Layers:
-    """The weights to quantise in graph order, refusals, and the ids of nodes."""
+    """The weights to quantise in graph order, refusals, ids of nodes, and all that is selected."""
 
     weights: tuple[Weight, ...]
     declined: tuple[Declined, ...]
     ids: Mapping[fx.Node, str]
+    chosen: frozenset[str]
 
 
 def input_operand(node: fx.Node) -> str:
@@ -88,21 +89,27 @@ def input_operand(node: fx.Node) -> str:
     return _INPUT.get(op_name(node), "input")
 
 
-def choose(program: Program, options: WeightOnlyOptions) -> Layers:
+def choose(
+    program: Program, options: WeightOnlyOptions, experts: Sequence[Candidate] = ()
+) -> Layers:
     """Select weights, and decline those that cannot be quantised.
 
+    Args:
+        program: The model.
+        options: What to select, and the formats.
+        experts: What else may be selected: matrices of experts.
+
     Raises:
-        SelectorError: A selection fits no layer, or not as many as expected.
+        SelectorError: A selection fits nothing, or not as many as expected.
         UsageError: The group does not fit a layer that was named.
     """
     ids = node_ids(program)
     sources = {node: found for node in program.nodes if (found := _source(program, node))}
     candidates = [node for node in sources if options.embeddings or op_name(node) != "embedding"]
-    selected = set(Selector.of(options).select(program, candidates))
-    formats = [
-        (set(Selector(each.targets).select(program, candidates)), each)
-        for each in options.overrides
-    ]
+    described = [*(candidate_of(program, node, ids[node]) for node in candidates), *experts]
+    chosen = frozenset(Selector.of(options).choose(described))
+    selected = {node for node in candidates if ids[node] in chosen}
+    formats = _overridden(described, candidates, ids, options)
     everybody = readers_of(program)
     weights: list[Weight] = []
     declined: list[Declined] = []
@@ -121,16 +128,32 @@ def choose(program: Program, options: WeightOnlyOptions) -> Layers:
             declined.append(_shared(ids, node, tensor, others, options))
             continue
         done.add(tensor)
-        weight = _weight(program, tensor, readers, options, formats)
-        reason = _misfit(weight)
-        if reason is None:
+        index, weight = _weight(program, tensor, readers, options, formats)
+        reason = f"overrides[{index}] leaves it in float" if weight is None else _misfit(weight)
+        if weight is not None and reason is None:
             weights.append(weight)
-        elif options.targets or any(node in hit for hit, _ in formats):
-            raise UsageError(f"{tensor} cannot be quantised so", reason=reason, where=tensor)
+        elif weight is not None and (options.targets or index is not None):
+            raise UsageError(f"{tensor} cannot be quantised so", reason=reason or "", where=tensor)
         else:
-            declined += [Declined(node=ids[each], reason=reason) for each in readers]
-    declined += experts_in_float(program, ids)
-    return Layers(tuple(weights), tuple(declined), ids)
+            declined += [Declined(node=ids[each], reason=str(reason)) for each in readers]
+    if not experts:
+        declined += experts_in_float(program, ids)
+    return Layers(tuple(weights), tuple(declined), ids, chosen)
+
+
+def _overridden(
+    described: Sequence[Candidate],
+    candidates: Sequence[fx.Node],
+    ids: Mapping[fx.Node, str],
+    options: WeightOnlyOptions,
+) -> list[set[fx.Node]]:
+    """Return the layers that each override is for; one with `rarest` is for experts alone."""
+    found = []
+    for each in options.overrides:
+        hit = frozenset(Selector(each.targets).choose(described))
+        layers = {node for node in candidates if ids[node] in hit}
+        found.append(layers if each.rarest is None else set())
+    return found
 
 
 def _source(program: Program, node: fx.Node) -> tuple[str, str | None] | None:
@@ -199,22 +222,20 @@ def _weight(
     tensor: str,
     readers: Iterable[fx.Node],
     options: WeightOnlyOptions,
-    formats: Iterable[tuple[set[fx.Node], Override]],
-) -> Weight:
-    bits, group, symmetric = options.bits, options.group, options.symmetric
+    formats: Sequence[set[fx.Node]],
+) -> tuple[int | None, Weight | None]:
+    """Return which override counts, and the weight, or None where that leaves it in float."""
     nodes = tuple(readers)
-    override = next((each for hit, each in formats if hit.intersection(nodes)), None)
-    if override is not None:
-        bits = bits if override.bits is None else override.bits
-        symmetric = symmetric if override.symmetric is None else override.symmetric
-        if override.group is not None:
-            group = None if override.group == "channel" else override.group
+    index = next((i for i, hit in enumerate(formats) if hit.intersection(nodes)), None)
+    bits, group, symmetric = options.format(None if index is None else options.overrides[index])
+    if bits == "float":
+        return index, None
     layers = [node for node in nodes if op_name(node) != "embedding"]
     shape = program.state()[tensor].shape
     axis, form = _form(layers[0], len(shape)) if layers else (0, None)
     if group is not None and group > shape.numel() // shape[axis]:
         group = None
-    return Weight(tensor, nodes, Width(bits, symmetric), axis, group, form)
+    return index, Weight(tensor, nodes, Width(bits, symmetric), axis, group, form)
 
 
 def _form(node: fx.Node, dims: int) -> tuple[int, Form]:
