@@ -20,6 +20,7 @@ __all__ = ["choices_of", "shape_of", "sums_of", "tokens_of", "weighings_of"]
 
 # Several choices of one, put together.
 _JOINS: Final = frozenset({"cat", "stack"})
+_LOOKUPS: Final = frozenset({"getitem", "index_select", "embedding"})
 _CANDIDATES: Final = 6
 _MASKS: Final = 3
 
@@ -53,19 +54,26 @@ def sums_of(program: Program, ends: list[fx.Node]) -> list[fx.Node]:
 
 def choices_of(sums: list[fx.Node], feed: Feed, count: int) -> list[fx.Node]:
     """Return tensors of experts' numbers."""
-    found = []
-    for node in _nearest(sums[:1] + sums[-1:], [feed.x], _far(count)):
-        value = node.meta.get("val")
-        if not isinstance(value, Tensor) or value.is_floating_point() or value.dim() == 0:
-            continue
-        source = _source(node)
-        second = op_name(node) != "getitem" or node.args[1] == 1
-        chosen = op_name(source) in CHOICES and second
-        if (chosen or op_name(node) in _JOINS) and value.dtype is torch.int64:
-            found.append(node)
+    ends = sums[:1] + sums[-1:]
+    found = [node for node in _nearest(ends, [feed.x], _far(count)) if _chooses(node)]
+    if not found:
+        # Where tokens are weighed before experts, those read what the choice makes.
+        found = [node for node in _nearest([feed.x], [], _far(count)) if _chooses(node)]
     # A sort may be the choice, but mostly puts tokens in order.
     found.sort(key=lambda node: "sort" in op_name(_source(node)))
     return found[:_CANDIDATES]
+
+
+def _chooses(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dtype is not torch.int64 or value.dim() == 0:
+        return False
+    second = op_name(node) != "getitem" or node.args[1] == 1
+    if op_name(node) in _JOINS or (op_name(_source(node)) in CHOICES and second):
+        return True
+    # Looked up in a table, by the tokens' ids.
+    table = node.all_input_nodes[0] if node.all_input_nodes else node
+    return op_name(node) in _LOOKUPS and table.op == "get_attr" and value.dim() > 1
 
 
 def _source(node: fx.Node) -> fx.Node:

@@ -74,6 +74,8 @@ def find_feed(down: Product, products: Mapping[fx.Node, Product]) -> Feed | None
         return None
     if len(ups) > 2 or len({up.x for up in ups}) != 1:
         return None
+    if all(_moves(node) for node in between):
+        return None
     unknown = Feed(down, (ups[0], "all"))
     dropped = [node for node in between if drops(node)]
     if dropped and dropped != _last(down, ups):
@@ -109,6 +111,12 @@ def _sources(
         seen.update(fresh)
         stack.extend(fresh)
     return sorted(found, key=lambda each: each.node), between
+
+
+def _moves(node: fx.Node) -> bool:
+    """Whether a node gives values another shape and leaves them as they are."""
+    spec = op_spec(op_name(node))
+    return spec is not None and spec.kind in ("shape", "index", "identity")
 
 
 def drops(node: fx.Node) -> bool:

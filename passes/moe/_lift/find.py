@@ -12,6 +12,7 @@ from passes.moe._lift.candidates import choices_of, shape_of, sums_of, tokens_of
 from passes.moe._lift.feeds import Feed, drops, find_feed
 from passes.moe._lift.found import Found, Refused, Search
 from passes.moe._lift.miss import Miss, NearMiss
+from passes.moe._lift.near import near_misses
 from passes.moe._lift.products import Product, find_products
 from passes.moe._lift.regions import Region, regions_of
 from passes.moe._lift.trial import needed
@@ -35,7 +36,8 @@ def find_mixtures(program: Program) -> Search:
     feeds = _feeds(products)
     refused: list[Refused] = []
     found: list[Found] = []
-    for region in regions_of(program, feeds):
+    tried = list(regions_of(program, feeds))
+    for region in tried:
         try:
             mixture = _mixture(program, region, products)
         except Miss as miss:
@@ -43,10 +45,9 @@ def find_mixtures(program: Program) -> Search:
             continue
         if mixture is not None:
             found.append(mixture)
-    known = {each.node for each in refused} | {p.core for feed in feeds for p in feed.products}
-    for product in products.values():
-        if product.kind == "runs" and product.core not in known:
-            refused.append(Refused(product.core, "it is part of no feed-forward layer of experts"))
+    told = {each.node for each in refused}
+    told |= {p.core for region in tried for feed in region.feeds for p in feed.products}
+    refused += near_misses(program, products, feeds, told)
     return Search(leaves, tuple(found), tuple(sorted(refused, key=lambda each: each.node)))
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, fx
 
-from fxcompress.ir.ops import op_name
+from fxcompress.ir.ops import op_name, op_spec
 from passes.moe._lift.feeds import Feed
 from passes.moe._lift.trial import Stub
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
 
-__all__ = ["CHOICES", "Region", "bend", "regions_of"]
+__all__ = ["CHOICES", "Region", "bend", "is_chosen", "regions_of"]
 
 # What chooses experts: its second result, or its only one, holds their numbers.
 CHOICES: Final = frozenset({"topk", "max", "sort", "argsort", "argmax"})
@@ -54,7 +54,7 @@ def regions_of(program: Program, feeds: Iterable[Feed]) -> Iterator[Region]:
         kind = (feed.activation, feed.limit, feed.dropout, gate, feed.up[1])
         alike[feed.x, kind, tuple(shapes)].append(feed)
     for group in alike.values():
-        group = [feed for feed in group if _is_chosen(feed)]
+        group = [feed for feed in group if is_chosen(feed.down.node, feed.x)]
         if len(group) > 1:
             yield Region(tuple(group), len(group), _scaled(group))
 
@@ -89,20 +89,30 @@ def _by_runs(x: Tensor, ends: Tensor) -> Tensor:
     return (bend(x) * (1.0 + expert).unsqueeze(-1)).to(x.dtype)
 
 
-def _is_chosen(feed: Feed) -> bool:
-    """Whether what is made of its output reads a choice that its own input does not."""
-    node, before = feed.down.node, _ancestors([feed.x], ())
-    for _ in range(3):
+def is_chosen(node: fx.Node, x: fx.Node, steps: int = 3, *, through: bool = False) -> bool:
+    """Whether what is made of a node reads a choice that its own input `x` does not.
+
+    Args:
+        node: What may be weighed.
+        x: What it is computed from.
+        steps: How many nodes, one after the other, are looked at.
+        through: Whether to look behind products too.
+    """
+    before = _ancestors([x], ())
+    for _ in range(steps):
         for user in node.users:
             if op_name(user) in _SUMS:
                 continue  # what is added to it weighs it not
             others = [each for each in user.all_input_nodes if each is not node]
-            reached = _ancestors(others, {feed.x, node}) | set(others)
+            reached = _ancestors(others, {x, node}) | set(others)
             if any(op_name(each) in CHOICES and each not in before for each in reached):
                 return True
         if len(node.users) != 1:
             return False
         node = next(iter(node.users))
+        spec = op_spec(op_name(node))
+        if spec is not None and spec.kind in ("linear", "matmul") and not through:
+            return False
     return False
 
 
