@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeVar
 
 from torch import fx
 
-from fxcompress.emit._branches import batch_of, write_branches
+from fxcompress.emit._branches import batch_of, exits_in, write_branches
 from fxcompress.emit._plain import PlainProgram
 from fxcompress.emit._probes import Leaves
 from fxcompress.emit._rows import write_rows
@@ -18,9 +18,10 @@ from fxcompress.errors import EmitError
 __all__ = ["ExitForm", "with_exits"]
 
 Made = TypeVar("Made")
-ExitForm = Literal["rows", "branches", "together"]
+ExitForm = Literal["rows", "branches", "together", "flat"]
 """`rows`: what comes after an exit runs on the samples that go on, be they none. `branches`: the
-same, skipped where there are none. `together`: it runs on all samples unless all may stop."""
+same, skipped where there are none. `together`: it runs on all samples unless all may stop. `flat`:
+it runs on all in any case."""
 
 _NOTES: Final = {
     "rows": "{count} early exits: what follows one runs on the samples that go on",
@@ -28,6 +29,7 @@ _NOTES: Final = {
     " if there are any",
     "together": "{count} early exits are branches: a batch stops at the first one that all its "
     "samples may take",
+    "flat": "{count} early exits: all answers are computed, and chosen from",
 }
 
 
@@ -39,12 +41,12 @@ def with_exits(
 ) -> tuple[Made, tuple[str, ...]]:
     """Write the early exits of a program in the first form that it can be made of; say which.
 
-    All forms give the same answers. With `batch: together` there is one.
+    All forms give the same answers.
 
     Args:
         plain: The program, which is left as it is.
         example: Inputs to check with.
-        forms: What the format can have, the best first.
+        forms: What the format can have, the best first; with `batch: together` the last is taken.
         make: Exports a program.
 
     Raises:
@@ -54,7 +56,7 @@ def with_exits(
     if batch is None:
         return make(plain), ()
     if batch == "together":
-        forms = ("together",)
+        forms = forms[-1:]
     notes: tuple[str, ...] = ()
     for form in forms:
         own = _copied(plain)
@@ -73,6 +75,8 @@ def with_exits(
 def _written(plain: PlainProgram, form: ExitForm, example: Leaves) -> int:
     if form == "rows":
         return write_rows(plain, example)
+    if form == "flat":
+        return len(exits_in(plain.module))
     return write_branches(plain.module, "each" if form == "branches" else "together")
 
 

@@ -6,6 +6,7 @@ runtimes in which an operator on nothing costs less than a branch, eager PyTorch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ from fxcompress.emit._branches import check_each, exits_in
 from fxcompress.emit._plain import PlainProgram
 from fxcompress.emit._probes import Leaves
 from fxcompress.errors import EmitError
-from fxcompress.ir.ops import module_of
+from fxcompress.ir.ops import module_of, op_name
 from fxcompress.ir.propagate import DimSource
 from fxcompress.nn import Exit
 from fxcompress.nn.exits import Undecided
@@ -41,6 +42,10 @@ def write_rows(plain: PlainProgram, example: Leaves) -> int:
     chosen = exits_in(module)
     for node in reversed(chosen):
         check_each(later_of(node))
+    if chosen:
+        # All of them, so that what comes before an exit reads like what comes after it.
+        for node in module.graph.nodes:
+            _spell_sizes(node)
     for node in chosen:
         _write(module, later_of(node))
     module.graph.eliminate_dead_code()
@@ -55,12 +60,13 @@ def _check_none(plain: PlainProgram, example: Leaves) -> None:
     """Check that all that follows an exit runs where every sample stops."""
     rows = [each for each in plain.module.modules() if isinstance(each, Undecided)]
     saved = [each.threshold for each in rows]
-    call = plain.call(example)
+    # Not called as a module: that would print the error, too.
+    run = fx.Interpreter(plain.module)
     try:
         for each in rows:
             each.threshold = float("inf")
         with torch.no_grad():
-            plain.module(*call.args, **call.kwargs)
+            run.run(*example, enable_io_processing=False)
     except Exception as error:
         raise EmitError(
             "what comes after an exit does not run on a batch of none",
@@ -76,8 +82,9 @@ def _write(module: fx.GraphModule, later: Later) -> None:
     if not any(isinstance(inner.meta.get("val"), Tensor) for inner in later.nodes):
         return
     exit_ = cast(Exit, module_of(choice))
-    path = f"{choice.target}_undecided".replace(".", "_")
-    module.add_module(path, Undecided(exit_.threshold, exit_.criterion))
+    folder = str(choice.target).rpartition(".")[0]
+    path = f"{folder}.undecided" if folder else f"{choice.target}_undecided"
+    module.add_submodule(path, Undecided(exit_.threshold, exit_.criterion).eval())
     size = _Resized(early)
     with module.graph.inserting_before(choice):
         rows = module.graph.call_module(path, (early,))
@@ -118,7 +125,7 @@ def _give(graph: fx.Graph, later: Later, made: dict[fx.Node, fx.Node]) -> None:
             if tensor in made:
                 made[node] = graph.call_method("size", (made[tensor], dim))
                 made[node].meta = dict(node.meta)
-        elif not isinstance(node.meta.get("val"), Tensor):
+        elif node.op not in ("placeholder", "get_attr") and node not in later.operands:
             sources = [given(each) for each in node.all_input_nodes]
             if sources != node.all_input_nodes:
                 made[node] = graph.node_copy(node, given)
@@ -127,6 +134,25 @@ def _give(graph: fx.Graph, later: Later, made: dict[fx.Node, fx.Node]) -> None:
     for node in later.nodes:
         node.args = fx.map_arg(node.args, given)
         node.kwargs = fx.map_arg(node.kwargs, given)
+
+
+def _spell_sizes(node: fx.Node) -> None:
+    """Write the sizes that a reshape leaves open: of no values it cannot find them."""
+    if op_name(node) not in ("reshape", "view") or -1 not in _shape_of(node):
+        return
+    sizes: Sequence[Any] = node.meta["val"].shape
+    spelled = tuple(
+        size if known == -1 and isinstance(size, int) else known
+        for known, size in zip(_shape_of(node), sizes, strict=True)
+    )
+    node.args = (node.args[0], *(spelled if len(node.args) > 2 else (spelled,)))
+
+
+def _shape_of(node: fx.Node) -> tuple[Any, ...]:
+    """Return the sizes that a reshape is given by place, one after the other or as one argument."""
+    given = node.args[1:]
+    one = given[0] if len(given) == 1 else given
+    return tuple(one) if isinstance(one, (tuple, list)) else (one,)
 
 
 class _Resized:

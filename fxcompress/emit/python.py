@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import fx
 
 from fxcompress.emit._artifact import Written
+from fxcompress.emit._exit_forms import with_exits
 from fxcompress.emit._grouped import name_products
 from fxcompress.emit._job import Job
 from fxcompress.emit._lower import lower
@@ -45,6 +46,14 @@ def write(job: Job) -> Written:
     if job.quantized:
         stored = lower(plain.module, "storage").notes
     merge_weights(plain.module)
+    files, exits = with_exits(
+        plain, job.example, ("rows", "flat"), lambda own: _write_source(job, own)
+    )
+    return Written(files.files, (*files.notes, *exits, *stored))
+
+
+def _write_source(job: Job, plain: PlainProgram) -> Written:
+    """Write a program whose graph is the one that is wanted."""
     name = job.file("py")
     symbols = {dim.symbol: dim.name for dim in job.program.dims.values()}
     localize_scalars(plain.module.graph)
@@ -60,7 +69,7 @@ def write(job: Job) -> Written:
     compile(source, name, "exec")
     (job.stage / name).write_text(source, encoding="utf-8")
     save_file(state, job.stage / weights)
-    return Written((name, weights), (*_notes(name, plain, tree), *stored))
+    return Written((name, weights), _notes(name, plain, tree))
 
 
 def _state(module: fx.GraphModule, tree: Unit) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

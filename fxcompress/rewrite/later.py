@@ -24,7 +24,9 @@ class Later:
         early: The early answer, `[batch, classes]`.
         answer: The later one.
         nodes: In graph order.
-        operands: The tensors from outside that are read, also for the sizes read of them.
+        operands: The tensors from outside that are read, also for the sizes read of them. Tensors
+            that are made of the size of the batch alone, such as the numbers of its samples, are
+            none: they are made again.
         sizes: Numbers from outside that are a size of such a tensor: number -> (tensor, dim).
     """
 
@@ -50,14 +52,15 @@ def later_of(choice: fx.Node) -> Later:
     region = _only_for(answer, choice)
     nodes = tuple(node for node in choice.graph.nodes if node in region)
     outer = list(_outer(nodes, region))
-    tensors = [node for node in outer if _is_tensor(node)]
+    read = _reading(choice.graph, _name(early.meta["val"].shape[0]))
+    tensors = [node for node in outer if node in read]
     found = dict.fromkeys(tensors)
     sizes: dict[fx.Node, tuple[fx.Node, int]] = {}
 
     def need(node: fx.Node) -> None:
         if node.op == "get_attr" or node in sizes:
             return
-        if _is_tensor(node):
+        if node in read:
             found[node] = None
         elif (place := _place_of(node, tensors)) is not None:
             sizes[node] = place
@@ -124,6 +127,21 @@ def _outer(nodes: Sequence[fx.Node], inside: set[fx.Node]) -> Iterator[fx.Node]:
             if each not in inside and each not in seen and each.op != "get_attr":
                 seen.add(each)
                 yield each
+
+
+def _reading(graph: fx.Graph, batch: str | None) -> set[fx.Node]:
+    """Return the tensors that can be read from outside: all but those made of the batch's size."""
+    found: set[fx.Node] = set()
+    holding: set[fx.Node] = set()
+    for node in graph.nodes:
+        if not _tensors(node):
+            continue
+        if node.op == "placeholder" or not holding.isdisjoint(node.all_input_nodes):
+            holding.add(node)
+        counted = batch is not None and any(_mentions(each, batch) for each in _tensors(node))
+        if _is_tensor(node) and (node in holding or not counted):
+            found.add(node)
+    return found
 
 
 def _place_of(node: fx.Node, tensors: Sequence[fx.Node]) -> tuple[fx.Node, int] | None:

@@ -24,7 +24,7 @@ _TAKEN: Final = frozenset(
      "Float8Rounding", "Float8Weight", "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear",
      "IntegerWeight", "Iterator",
      "PackedWeight", "Parameter", "Path", "RoundedRecurrent", "Signs", "StochasticDepth", "Tensor",
-     "TopTokens", "TrainingSwitch", "OrderedDict"}
+     "TopTokens", "TrainingSwitch", "OrderedDict", "Undecided"}
 )  # fmt: skip
 # Places of modules that leaves were given; a child's own name has neither dot nor bracket.
 _ADDED: Final = ("self.", "self[")
@@ -85,7 +85,7 @@ def write_classes(
     name: str,
 ) -> list[ClassSource]:
     """Return the classes of a model in the order of definition; the last one is the model's."""
-    writer = _Classes(symbols)
+    writer = _Classes(symbols, camel(name))
     heights: dict[int, list[Unit]] = {}
     _by_height(root, heights)
     for height in sorted(heights):
@@ -105,11 +105,12 @@ def _by_height(unit: Unit, heights: dict[int, list[Unit]]) -> int:
 
 
 class _Classes:
-    def __init__(self, symbols: Mapping[str, str]) -> None:
+    def __init__(self, symbols: Mapping[str, str], model: str) -> None:
         self.symbols = symbols
         self.made: dict[str, _Made] = {}
         self.classes: list[ClassSource] = []
-        self.names: set[str] = set(_TAKEN)
+        # The model's own class comes last, and must not stand over one of its parts.
+        self.names: set[str] = {*_TAKEN, model}
 
     def draft(self, unit: Unit, root_body: Any = None, *context: Any) -> _Draft:
         """Return a unit's class with holes for its literals."""

@@ -35,7 +35,7 @@ from fxcompress.nn import (
     OperandLSTM,
     OperandRNN,
 )
-from fxcompress.nn.exits import Exit
+from fxcompress.nn.exits import Exit, Undecided
 from fxcompress.nn.routing import TopTokens
 from fxcompress.nn.stochastic import StochasticDepth
 
@@ -220,7 +220,7 @@ def _top_tokens(module: TopTokens) -> dict[str, Any]:
     return {name: getattr(module, name) for name in ("capacity", "causal")}
 
 
-def _exit(module: Exit) -> dict[str, Any]:
+def _exit(module: Exit | Undecided) -> dict[str, Any]:
     return {name: getattr(module, name) for name in ("threshold", "criterion")}
 
 
@@ -265,6 +265,7 @@ HELPERS: Final[Mapping[type[nn.Module], Helper]] = {
     OperandRNN: Helper("RoundedRecurrent", _recurrent),
     StochasticDepth: Helper("StochasticDepth", _stochastic),
     Exit: Helper("Exit", _exit),
+    Undecided: Helper("Undecided", _exit),
     TopTokens: Helper("TopTokens", _top_tokens),
 }
 

@@ -17,7 +17,7 @@ _HELPERS: Final = (
     "CodebookWeight", "DynamicQuantize", "Exit", "Experts", "FakeQuantize", "Float8Rounding",
     "Float8Weight", "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear", "IntegerWeight",
     "PackedWeight", "RoundedRecurrent",
-    "Signs", "StochasticDepth", "TopTokens",
+    "Signs", "StochasticDepth", "TopTokens", "Undecided",
 )  # fmt: skip
 # What an import is needed for, and the import, in the order of the file.
 _IMPORTS: Final = (

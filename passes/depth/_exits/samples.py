@@ -81,8 +81,8 @@ def _try(program: Program, found: Mapping[str, Later]) -> None:
         ]
         bad = _first_mixed(program, later, whole, alone)
         if bad is not None:
-            reason = "what it computes of a sample depends on the rest of the batch"
-            raise _refused(program, name, reason, bad)
+            node, reason = bad
+            raise _refused(program, name, reason, node)
 
 
 def _keep(seen: dict[fx.Node, Tensor], node: fx.Node) -> Any:
@@ -90,9 +90,10 @@ def _keep(seen: dict[fx.Node, Tensor], node: fx.Node) -> Any:
 
 
 class _Values(fx.Interpreter):
-    """Keeps the value of every node."""
+    """Keeps the value of every node, and which one ran last."""
 
     def run_node(self, n: fx.Node) -> Any:
+        self.last = n
         value = super().run_node(n)
         self.kept[n] = value
         return value
@@ -106,12 +107,18 @@ class _Values(fx.Interpreter):
 
 def _first_mixed(
     program: Program, later: Later, whole: Sequence[Tensor], alone: Sequence[Tensor]
-) -> fx.Node | None:
-    """Return the first node that makes something else of a sample alone."""
+) -> tuple[fx.Node, str] | None:
+    """Return the first node that makes something else of a sample alone, and what it does."""
     module = later_graph(program.module, later).eval()
     values = _Values(module)
-    ours, theirs = values.of(whole), values.of(alone)
-    names = {str(node): node for node in later.nodes}
+    names = {node.name: node for node in later.nodes}
+    ours = values.of(whole)
+    try:
+        theirs = values.of(alone)
+    except Exception as error:
+        where = names.get(values.last.name, later.answer)
+        line = str(error).partition("\n")[0]
+        return where, f"it fails on a part of the batch: {type(error).__name__}: {line}"
     rounded = any(_rounds(node) for node in later.nodes)
     for node, value in ours.items():
         origin = names.get(node.name)
@@ -120,7 +127,7 @@ def _first_mixed(
             continue
         pairs = zip(pytree.tree_leaves(value), pytree.tree_leaves(theirs[node]), strict=True)
         if any(isinstance(a, Tensor) and not _agree(a, b, rounded=rounded) for a, b in pairs):
-            return origin
+            return origin, "what it computes of a sample depends on the rest of the batch"
     return None
 
 
