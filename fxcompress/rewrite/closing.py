@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fxcompress.ir.ops import bind, module_of, op_name
 from fxcompress.ir.program import Program
-from fxcompress.nn import Tap
+from fxcompress.nn import Tap, TopTokens
 from fxcompress.rewrite.rewriter import GraphRewriter
 from fxcompress.rewrite.taps import taps_of
 
@@ -28,8 +28,9 @@ def as_emitted(program: Program) -> Program:
     """Return a Program without its taps, attention that was written out for them closed.
 
     Drops of blocks and gradients of routers that a pass put in are gone, too: they act while
-    training alone. Outputs in evaluation mode stay, up to rounding: dropout on the probabilities is
-    gone. What was changed since, by a quantizer in between say, stays written out.
+    training alone, as do routers whose choice a predictor makes. Outputs in evaluation mode stay,
+    up to rounding: dropout on the probabilities is gone. What was changed since, by a quantizer in
+    between say, stays written out.
     """
     if not taps_of(program) and not any(map(_is_drop, program.nodes)):
         return program
@@ -39,18 +40,34 @@ def as_emitted(program: Program) -> Program:
         rewriter.replace_uses(node, read[-1])
         rewriter.remove(node)
         for each in read[:-1]:
-            for unread in _unread(each):
-                rewriter.remove(unread)
+            _clear(rewriter, each)
     opened = []
     for node in taps_of(rewriter.program).values():
         source = node.all_input_nodes[0]
-        if cast(Tap, module_of(node)).opened:
-            opened.append(source)
         rewriter.replace_uses(node, source)
         rewriter.remove(node)
+        if cast(Tap, module_of(node)).opened:
+            opened.append(source)
+        else:
+            _clear(rewriter, source)
     for probabilities in opened:
         _close(rewriter, probabilities)
+    for node in [each for each in rewriter.graph.nodes if _is_predicted(each)]:
+        scores, likely = node.args
+        rewriter.set_args(node, (likely, likely))
+        _clear(rewriter, cast(fx.Node, scores))
     return rewriter.finish()
+
+
+def _is_predicted(node: fx.Node) -> bool:
+    """Whether a node chooses tokens by another value than while training."""
+    return op_name(node) == "top_tokens" and cast(TopTokens, module_of(node)).causal
+
+
+def _clear(rewriter: GraphRewriter, node: fx.Node) -> None:
+    """Remove a node that nothing reads, and what was only there for it."""
+    for unread in _unread(node):
+        rewriter.remove(unread)
 
 
 def _is_drop(node: fx.Node) -> bool:
@@ -75,8 +92,7 @@ def _close(rewriter: GraphRewriter, probabilities: fx.Node) -> None:
         F.scaled_dot_product_attention, (query, key, value), given, before=mixed
     )
     rewriter.replace_uses(mixed, closed)
-    for node in _unread(mixed):
-        rewriter.remove(node)
+    _clear(rewriter, mixed)
 
 
 def _mixed_by(probabilities: fx.Node) -> fx.Node | None:

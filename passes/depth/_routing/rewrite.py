@@ -78,11 +78,12 @@ class _Block:
         decision, path = self.decision, self.block.path
         weight, bias = self._start()
         router = _linear(weight, None, self.dtype)
-        predictor = _linear(weight, bias, self.dtype)
         score = self._module(f"{path}.router", router, self.entry)
-        scores = self._method("squeeze", score, -1)
-        seen = self._method("detach", self.entry)
-        likely = self._method("squeeze", self._module(f"{path}.predictor", predictor, seen), -1)
+        scores = likely = self._method("squeeze", score, -1)
+        if decision.causal:
+            seen = self._method("detach", self.entry)
+            predictor = _linear(weight, bias, self.dtype)
+            likely = self._method("squeeze", self._module(f"{path}.predictor", predictor, seen), -1)
         top = TopTokens(decision.capacity, decision.causal, decision.start, decision.until)
         places = self._module(f"{path}.top_tokens", top, scores, likely)
         return places, scores, likely

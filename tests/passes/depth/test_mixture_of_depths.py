@@ -17,6 +17,7 @@ from fxcompress.errors import UsageError
 from fxcompress.ir import capture
 from fxcompress.nn import Tap, TopTokens
 from fxcompress.pipeline.context import Context
+from fxcompress.rewrite.closing import as_emitted
 from fxcompress.testing import hash_weights_
 from fxcompress.train.joint import join
 from fxcompress.train.loss_config import Routing
@@ -348,6 +349,18 @@ def test_it_exports_with_a_dynamic_number_of_tokens():
     for shape in ((1, 4), (2, 13)):
         ids = tokens(*shape)
         torch.testing.assert_close(module(ids), program(ids))
+
+
+@pytest.mark.parametrize("start", [None, 1.0])
+def test_what_is_emitted_holds_one_scorer_a_block(start):
+    options = {"capacity": 0.5, "layers": [2], "start": start}
+    for program, kept in ((rotary(), "predictor"), (pooled(), "router")):
+        made = apply(MixtureOfDepths, program, options).program
+        emitted = as_emitted(made)
+        found = [str(node.target) for node in emitted.nodes if "layers.2.rou" in str(node.target)
+                 or "layers.2.pred" in str(node.target)]  # fmt: skip
+        assert found == [f"layers.2.{kept}"]
+        assert torch.equal(emitted(tokens()), made(tokens()))
 
 
 def test_blocks_that_have_no_tokens_say_so():
