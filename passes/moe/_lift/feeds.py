@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, fx
 
 from fxcompress.ir.ops import bind, module_of, op_name, op_spec
 from fxcompress.nn.experts import ACTIVATIONS, GATES
+from passes.moe._lift.einsum import STACKED, Layout
 from passes.moe._lift.miss import Miss
 from passes.moe._lift.products import Product
 from passes.moe._lift.trial import Sizes, Stub, evaluate, is_dropout
@@ -19,7 +21,9 @@ __all__ = ["Feed", "Part", "drops", "find_feed", "part_of"]
 
 Part = Literal["all", "first", "second", "even", "odd"]
 _MOST: Final = 40
-_CLOSE: Final = 1e-5
+_FEW: Final = 512
+_DIFFERENT: Final = 0.1
+_CLOSE: Final = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ def find_feed(down: Product, products: Mapping[fx.Node, Product]) -> Feed | None
         return None
     if any(up.kind != down.kind or up.choice is not down.choice for up in ups):
         return None
-    if len(ups) > 2 or len({up.x for up in ups}) != 1:
+    if len(ups) > 2 or len({(up.x, up.layout) for up in ups}) != 1:
+        return None
+    if _is_crossed(ups[0].layout, down.layout):
         return None
     if all(_moves(node) for node in between):
         return None
@@ -111,6 +117,13 @@ def _sources(
         seen.update(fresh)
         stack.extend(fresh)
     return sorted(found, key=lambda each: each.node), between
+
+
+def _is_crossed(first: Layout | None, last: Layout | None) -> bool:
+    """Whether an einsum reads as rows what another has made by expert, or the other way round."""
+    if first is None or last is None:
+        return any(each not in (None, STACKED) for each in (first, last))
+    return first.then(last) is None
 
 
 def _moves(node: fx.Node) -> bool:
@@ -178,17 +191,16 @@ def _by_trial(down: Product, ups: list[Product], limits: Iterable[float]) -> Fee
 
 
 def _activation(gate: Tensor | None, up: Tensor, inner: Tensor, limit: float | None) -> str | None:
-    """Return the activation that makes `inner`."""
+    """Return the activation that makes `inner`, the closest where several are close."""
     if up.shape != inner.shape or (limit is not None and gate is None):
         return None
     if gate is None:
-        return next((name for name, run in ACTIVATIONS.items() if _same(run(up), inner)), None)
+        made = ((name, run(up)) for name, run in ACTIVATIONS.items())
+        return _closest(made, inner)
     if limit is not None:
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-    for name, run in ACTIVATIONS.items():
-        if _same(run(gate) * up, inner):
-            return name
-    return next((name for name, both in GATES.items() if _same(both(gate, up), inner)), None)
+    gated = ((name, run(gate) * up) for name, run in ACTIVATIONS.items())
+    return _closest(chain(gated, ((name, run(gate, up)) for name, run in GATES.items())), inner)
 
 
 def _layouts(
@@ -214,11 +226,22 @@ def part_of(value: Tensor, part: Part, dim: int = -1) -> Tensor:
     return value.movedim(dim, 0)[indices].movedim(0, dim)
 
 
-def _same(left: Tensor, right: Tensor) -> bool:
-    close = _CLOSE if right.dtype is torch.float32 else 2e-2
+def _closest(candidates: Iterable[tuple[str, Tensor]], wanted: Tensor) -> str | None:
+    """Return the name of what equals `wanted` but for rounding, the closest of several."""
+    close = _CLOSE.get(wanted.dtype, 2e-2)
+    errors = {name: _error(made, wanted) for name, made in candidates}
+    name = min(errors, key=lambda each: errors[each])
+    return name if errors[name] <= close else None
+
+
+def _error(left: Tensor, right: Tensor) -> float:
+    """Return ‖a − b‖ / ‖b‖; of the first values only, where those differ already."""
     if left.shape != right.shape:
-        return False
-    # Most candidates differ at once.
-    parts = (slice(0, 64), slice(None))
-    pairs = ((left.flatten()[part], right.flatten()[part]) for part in parts)
-    return all(torch.allclose(a, b, rtol=close, atol=close) for a, b in pairs)
+        return float("inf")
+    few = _ratio(left.flatten()[:_FEW], right.flatten()[:_FEW])
+    return few if few > _DIFFERENT else _ratio(left, right)
+
+
+def _ratio(left: Tensor, right: Tensor) -> float:
+    left, right = left.double(), right.double()
+    return float((left - right).norm() / right.norm().clamp(min=1e-30))

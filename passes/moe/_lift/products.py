@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from fxcompress.ir.ops import bind, op_name
+from passes.moe._lift.einsum import STACKED, Layout, parsed
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -49,6 +50,8 @@ class Product:
         weight: The matrices.
         bias: Their biases.
         core: The node that multiplies.
+        layout: Of `all` matrices, which dimension is what, where it is not [experts, rows,
+            features] with anything before.
     """
 
     node: fx.Node
@@ -58,6 +61,7 @@ class Product:
     core: fx.Node
     choice: fx.Node | None = None
     bias: Tensor3 | None = None
+    layout: Layout | None = None
 
 
 def find_products(program: Program) -> Mapping[fx.Node, Product]:
@@ -75,6 +79,8 @@ def _product(node: fx.Node) -> Product | None:
     op = op_name(node)
     if op == "linear":
         return _linear(node)
+    if op == "einsum":
+        return _einsum(node)
     if op not in ("grouped_mm", "bmm", "matmul", "mm"):
         return None
     bound = bind(node)
@@ -113,6 +119,19 @@ def _linear(node: fx.Node) -> Product | None:
     return Product(node, bound["input"], "one", weight, node, bias=bias)
 
 
+def _einsum(node: fx.Node) -> Product | None:
+    found = parsed(node)
+    if found is None:
+        return None
+    x, matrices, layout, inner_first = found
+    stack = _weight(matrices)
+    if stack is None or stack.index is not None:
+        return None
+    # Stored as [experts, out, in] where the letters, and a transposition before, say so.
+    flipped = stack.flipped != inner_first
+    return Product(node, x, "all", replace(stack, flipped=flipped), node, layout=layout)
+
+
 def _matmul(node: fx.Node, x: fx.Node, matrix: fx.Node, *, left: bool) -> Product | None:
     """Return `x @ matrix`, or with `left` `matrix @ x`, where `x` is a column."""
     gathered = _gathered(matrix)
@@ -125,7 +144,15 @@ def _matmul(node: fx.Node, x: fx.Node, matrix: fx.Node, *, left: bool) -> Produc
         return None
     dims = matrix.meta["val"].dim()
     kind: Kind = "one" if dims == 2 else "all"
-    return Product(node, x, kind, replace(found, flipped=not found.flipped), node)
+    same = kind == "all" and x.meta["val"].dim() == 3 and _count(x) == _count(matrix)
+    stored = replace(found, flipped=not found.flipped)
+    return Product(node, x, kind, stored, node, layout=STACKED if same else None)
+
+
+def _count(node: fx.Node) -> object:
+    """Return the first size, if it is a fixed one."""
+    size = node.meta["val"].shape[0]
+    return size if isinstance(size, int) else node
 
 
 def _gathered(node: fx.Node) -> tuple[Tensor3, fx.Node] | None:
@@ -216,7 +243,18 @@ def _with_bias(product: Product) -> Product:
     found = _gathered(other)
     bias = found[0] if found is not None and product.kind in ("runs", "rows") else None
     if product.kind == "all":
-        bias = _weight(other.all_input_nodes[0] if op_name(other) == "unsqueeze" else other)
+        held = _weight(other.all_input_nodes[0] if op_name(other) == "unsqueeze" else other)
+        bias = held if _is_by_expert(other, product) else None
     elif product.kind == "one":
         bias = _weight(other)
     return product if bias is None else replace(product, node=users[0], bias=bias)
+
+
+def _is_by_expert(bias: fx.Node, product: Product) -> bool:
+    """Whether what is added has a row for each expert, and the same one for all tokens."""
+    made, shape = product.node.meta["val"], bias.meta["val"].shape
+    place = -3 if product.layout is None else product.layout.out.index("E") - made.dim()
+    sizes = {-1: made.shape[-1], place: made.shape[place]}
+    return -place <= len(shape) and all(
+        shape[dim] == sizes.get(dim, 1) for dim in range(-len(shape), 0)
+    )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.ir.ops import op_name, op_spec
+from passes.moe._lift.einsum import Layout, written
 from passes.moe._lift.feeds import Feed
 from passes.moe._lift.trial import Stub
 
@@ -69,7 +70,12 @@ def _scaled(feeds: list[Feed]) -> dict[fx.Node, Stub]:
 def _stacked(feed: Feed, count: int) -> Region:
     """Return the region of one layer for all experts."""
     product = feed.down
-    if product.kind == "all":
+    layout = _layout(feed)
+    if layout is not None:
+        equation = written(layout)
+        numbers = 1.0 + torch.arange(count)
+        stub = Stub((feed.x,), lambda x: torch.einsum(equation, bend(x), numbers.to(x.dtype)))
+    elif product.kind == "all":
         factors = 1.0 + torch.arange(count).reshape(-1, 1, 1)
         stub = Stub((feed.x,), lambda x: (bend(x) * factors).to(x.dtype))
     elif product.kind == "rows":
@@ -81,6 +87,12 @@ def _stacked(feed: Feed, count: int) -> Region:
         assert product.choice is not None
         stub = Stub((feed.x, product.choice), _by_runs)
     return Region((feed,), count, {product.node: stub})
+
+
+def _layout(feed: Feed) -> Layout | None:
+    """Return which dimension of tokens and output is what, where products are einsums."""
+    first, last = feed.up[0].layout, feed.down.layout
+    return None if first is None or last is None else first.then(last)
 
 
 def _by_runs(x: Tensor, ends: Tensor) -> Tensor:
