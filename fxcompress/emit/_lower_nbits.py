@@ -26,7 +26,7 @@ from fxcompress.ir.ops import bind, op_name
 from fxcompress.nn import FakeQuantize
 from fxcompress.nn.packing import pack
 
-__all__ = ["Blocks", "NBits", "lower_nbits"]
+__all__ = ["Blocks", "NBits", "linear_of_few_bits", "lower_nbits"]
 
 _BLOCKS: Final = (256, 128, 64, 32, 16)
 _DOMAIN: Final = "com.microsoft"
@@ -36,16 +36,19 @@ _LEVELS: Final = {"float32": 0, "int8": 4}
 
 @dataclass
 class NBits:
-    """What was lowered: layers and embeddings whose weights are stored in fields of few bits."""
+    """What was lowered: weights of layers, of embeddings and of experts in fields of few bits."""
 
     linears: int = 0
     embeddings: int = 0
+    experts: int = 0
 
     def notes(self, activations: str) -> list[str]:
         """Return what an artefact says about it."""
         found = []
+        how = ", activations rounded to int8 on the way" if activations == "int8" else ""
+        if self.experts:
+            found.append(f"{self.experts} matrices of experts are MatMulNBits{how}")
         if self.linears:
-            how = ", activations rounded to int8 on the way" if activations == "int8" else ""
             found.append(f"{self.linears} linear layers are MatMulNBits{how}")
         if self.embeddings:
             found.append(f"{self.embeddings} embeddings are GatherBlockQuantized")
@@ -162,6 +165,21 @@ class _Embedding(_NBits):
         shape = [*indices.shape, self.columns]
         attributes = {"gather_axis": 0, "quantize_axis": 1}
         return self._call("GatherBlockQuantized", [table, indices], shape, **attributes)
+
+
+def linear_of_few_bits(
+    quantizer: FakeQuantize,
+    weight: Tensor,
+    bias: Tensor | None,
+    activations: Literal["float32", "int8"],
+) -> nn.Module | None:
+    """Return `x Wᵀ + b` by MatMulNBits, or None where another form is better or the only one."""
+    if weight.dtype != torch.float32 or (quantizer.bits > 4 and activations == "float32"):
+        return None
+    blocks = Blocks.of(quantizer, weight)
+    if blocks is None:
+        return None
+    return _Linear(blocks, weight.shape[1], bias, _LEVELS[activations])
 
 
 def lower_nbits(

@@ -8,6 +8,7 @@ from torch import fx
 
 from fxcompress.emit._dynamic import store_recurrent, write_dynamic
 from fxcompress.emit._lower import ONNXRUNTIME, OPENVINO, TENSORRT, Lowered, lower
+from fxcompress.emit._lower_experts import lower_experts
 from fxcompress.emit._lower_nbits import lower_nbits
 from fxcompress.emit._openvino_forms import write_openvino_forms
 from fxcompress.errors import EmitError
@@ -32,12 +33,14 @@ def lower_for(module: fx.GraphModule, target: OnnxTarget, activations: str) -> L
     """
     if target == "tensorrt":
         _refuse_dynamic(module)
+        lower_experts(module, "float32")
         return lower(module, "decomposed", TENSORRT)
     if target == "openvino":
         dropped, stored = drop_dynamic(module), store_recurrent(module)
         write_openvino_forms(module)
         # It reads these as weights of 4 bits; multiplied out, they would take a byte each.
         nbits = lower_nbits(module, "float32", embeddings=False)
+        nbits.experts = lower_experts(module, "float32")
         lowered = lower(module, "decomposed", OPENVINO)
         lowered.linears += nbits.linears
         if dropped:
@@ -46,7 +49,9 @@ def lower_for(module: fx.GraphModule, target: OnnxTarget, activations: str) -> L
             )
         lowered.notes += stored
         return lowered
-    nbits = lower_nbits(module, "int8" if activations == "int8" else "float32")
+    rounded: Literal["int8", "float32"] = "int8" if activations == "int8" else "float32"
+    nbits = lower_nbits(module, rounded)
+    nbits.experts = lower_experts(module, rounded)
     dynamic = write_dynamic(module)
     lowered = lower(module, "decomposed", ONNXRUNTIME)
     for kind in ("convolutions", "linears", "recurrent"):

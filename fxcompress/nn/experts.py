@@ -257,11 +257,11 @@ class Experts(nn.Module):
     def _runs(self, rows: Tensor, chosen: Tensor, stacks: _Stacks) -> Tensor:
         """Return each row through its expert; `rows` are sorted by it, `chosen` is not."""
         if torch.compiler.is_compiling():
-            return self._static_runs(rows, _counts(chosen, _number(stacks)), stacks)
+            return self._static_runs(rows, _counts(chosen, self._count(stacks)), stacks)
         if rows.is_meta or isinstance(rows, FakeTensor):
             # Nobody knows the runs: types and costs are those of any, such as one run of the first.
             return self._one(rows, *next(self._each(stacks)))
-        counts = _counts(chosen, _number(stacks))
+        counts = _counts(chosen, self._count(stacks))
         if self._is_grouped(rows, stacks):
             return self._grouped(rows, counts, stacks)
         runs = torch.split(rows, counts.tolist())
@@ -343,19 +343,18 @@ class Experts(nn.Module):
         biases = (self.gate_bias, self.up_bias, self.down_bias)
         return (self.gate, self.up, self.down, *biases)
 
+    def _count(self, stacks: _Stacks) -> int:
+        """Return how many experts there are."""
+        up = stacks[1]
+        assert up is not None, "experts have one"
+        return up.shape[0]
+
     def _each(self, stacks: _Stacks) -> Iterator[tuple[Any, ...]]:
         """Yield what `_one` takes after the tokens, expert by expert."""
         # One unbind: its gradient is one stack, where each index would fill a whole tensor.
-        count = _number(stacks)
+        count = self._count(stacks)
         unbound: list[Any] = [[None] * count if p is None else p.unbind(0) for p in stacks]
         return zip(*unbound, strict=True)
-
-
-def _number(stacks: _Stacks) -> int:
-    """Return how many experts there are."""
-    up = stacks[1]
-    assert up is not None, "experts have one"
-    return up.shape[0]
 
 
 def _counts(chosen: Tensor, experts: int) -> Tensor:

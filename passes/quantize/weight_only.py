@@ -154,6 +154,7 @@ class StackEntry(_Entry):
         bits: Width of each expert's integers; 0 for an expert in float.
         group: Elements of a row that share a scale.
         shape: Shape of the scale.
+        unseen: Experts that no calibration token chose: they are rounded to nearest.
     """
 
     path: str
@@ -164,6 +165,7 @@ class StackEntry(_Entry):
     bits: tuple[int, ...]
     group: int | None
     shape: tuple[int, ...]
+    unseen: tuple[int, ...] = ()
 
 
 class Fold(_Entry):
@@ -199,7 +201,12 @@ class WeightOnlyDecision(Decision):
         by_experts: dict[str, list[StackEntry]] = {}
         for stack in self.stacks:
             by_experts.setdefault(stack.experts, []).append(stack)
-        return (*lines, *filter(None, map(_exceptions, by_experts.values())))
+        unseen = {
+            f"{path}: no token chose {', '.join(map(str, own[0].unseen))}, rounded to nearest"
+            for path, own in by_experts.items()
+            if own[0].unseen
+        }
+        return (*lines, *filter(None, map(_exceptions, by_experts.values())), *sorted(unseen))
 
 
 def _format(bits: int, group: int | None) -> str:

@@ -59,7 +59,7 @@ def decide(program: Program, options: WeightOnlyOptions, context: Context) -> We
             {each.tensor: solve(each, state[each.tensor], options) for each in layers.weights}
         )
     else:
-        solved = solve_with_data(scratch, layers.weights, options, context)
+        solved = solve_with_data(scratch, layers.weights, stacks, options, context)
     entries = _entries(program, layers, solved.unscaled)
     folds, divisors = _folds(solved.scalings, {each.tensor for each in layers.weights})
     arrays: dict[str, Any] = {f"{name}.divisor": value for name, value in folds.items()}
@@ -67,9 +67,11 @@ def decide(program: Program, options: WeightOnlyOptions, context: Context) -> We
         elements = state[entry.tensor].numel() // entry.shape[0]
         solution, divisor = solved.solutions[entry.tensor], divisors.get(entry.tensor)
         arrays.update(_arrays(entry, solution, elements, divisor))
-    stacked = stack_entries(program, stacks, layers.ids)
+    stacked = stack_entries(program, stacks, layers.ids, solved.experts)
     for stack, own in zip(stacks, stacked, strict=True):
-        arrays.update(stack_arrays(stack, own, state[stack.tensor], options))
+        known = solved.experts.get(own.experts)
+        known_here = {} if known is None else known.solutions[own.matrix]
+        arrays.update(stack_arrays(stack, own, state[stack.tensor], options, known_here))
     return WeightOnlyDecision(
         method=options.method,
         weights=entries,

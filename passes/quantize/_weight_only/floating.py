@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -38,11 +38,18 @@ class Floating:
 
     def rows(self, reader: Reader, form: Form, shape: torch.Size) -> Iterator[Tensor]:
         """Yield a layer's inputs of the next batch; layers must come in graph order."""
-        twin = self.twins[reader.node]
-        if self.place is not reader.node:
-            self.frontier.run_to(twin)
-            self.place, self.batch = reader.node, 0
-        values = self.frontier.values[self.batch]
-        self.batch += 1
+        twin, values = self.twins[reader.node], self._values(reader.node)
         for _, rows in input_rows(Reader(twin, reader.operand), form, shape, values):
             yield rows
+
+    def value(self, node: fx.Node, operand: fx.Node) -> Tensor:
+        """Return an operand of a node in the next batch; as for `rows`."""
+        found: Tensor = self._values(node)[self.twins[operand]]
+        return found
+
+    def _values(self, node: fx.Node) -> dict[fx.Node, Any]:
+        if self.place is not node:
+            self.frontier.run_to(self.twins[node])
+            self.place, self.batch = node, 0
+        self.batch += 1
+        return self.frontier.values[self.batch - 1]

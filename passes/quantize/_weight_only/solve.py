@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
@@ -20,31 +20,33 @@ from passes.quantize._weight_only.awq import Scaling, find_scalings, search_scal
 from passes.quantize._weight_only.descent import descend
 from passes.quantize._weight_only.floating import Floating
 from passes.quantize._weight_only.gptq import Factor, factor, gptq
-from passes.quantize._weight_only.grids import Grid, fit, hqq
+from passes.quantize._weight_only.grids import fit, hqq
 from passes.quantize._weight_only.layers import Weight, input_operand
+from passes.quantize._weight_only.solve_experts import (
+    Routed,
+    Solution,
+    SolvedExperts,
+    restored_stack,
+    solve_experts,
+)
 from passes.quantize._weight_only.statistics import Inputs
 
 if TYPE_CHECKING:
     from fxcompress.pipeline.context import Batch, Context
     from fxcompress.rewrite import GraphRewriter
+    from passes.moe._routing import Mixture
+    from passes.quantize._weight_only.stacks import Stack
     from passes.quantize.weight_only import WeightOnlyOptions
 
 __all__ = ["Solution", "Solved", "solve", "solve_with_data"]
 
 
 @dataclass(frozen=True)
-class Solution:
-    """A weight's grid and its integers, `[rows, groups, elements]` as floats."""
-
-    grid: Grid
-    integers: Tensor
-
-
-@dataclass(frozen=True)
 class Solved:
-    """Solutions by tensor, how AWQ scales layers, and why it does not scale others."""
+    """Solutions by tensor, those of experts by path, what AWQ scales, and why not the rest."""
 
     solutions: dict[str, Solution]
+    experts: Mapping[str, SolvedExperts] = field(default_factory=dict)
     scalings: tuple[Scaling, ...] = ()
     unscaled: Mapping[fx.Node, str] = field(default_factory=dict)
 
@@ -67,6 +69,7 @@ def solve(weight: Weight, value: Tensor, options: WeightOnlyOptions) -> Solution
 def solve_with_data(
     scratch: GraphRewriter,
     weights: tuple[Weight, ...],
+    stacks: Sequence[Stack],
     options: WeightOnlyOptions,
     context: Context,
 ) -> Solved:
@@ -75,6 +78,7 @@ def solve_with_data(
     Args:
         scratch: Holds a private copy of the Program, which is quantised on the way.
         weights: In graph order.
+        stacks: Of experts' matrices, in graph order.
         options: The method and what belongs to it.
         context: Holds the calibration data.
 
@@ -83,13 +87,13 @@ def solve_with_data(
         NumericsError: A NaN or an infinity in weights or inputs, or a Hessian without inverse.
     """
     batches = list(context.samples("calibration", options.calibration))
-    run = _Run(scratch, weights, options, context, batches)
+    run = _Run(scratch, weights, stacks, options, context, batches)
     try:
-        advance(scratch.program, batches, run.readers, run.see, run.after_inputs)
+        advance(scratch.program, batches, run.watched, run.see, run.after_inputs)
     except _Finished:
         pass
     scalings = {id(each): each for each in run.scalings.values()}
-    return Solved(run.solutions, tuple(scalings.values()), run.unscaled)
+    return Solved(run.solutions, run.experts, tuple(scalings.values()), run.unscaled)
 
 
 class _Finished(Exception):
@@ -103,6 +107,7 @@ class _Run:
         self,
         scratch: GraphRewriter,
         weights: tuple[Weight, ...],
+        stacks: Sequence[Stack],
         options: WeightOnlyOptions,
         context: Context,
         batches: list[Batch],
@@ -121,6 +126,12 @@ class _Run:
             for node in each.readers
             if op_name(node) != "embedding"
         }
+        self.stacks: dict[str, dict[str, Stack]] = {}
+        for stack in stacks:
+            self.stacks.setdefault(stack.mixture.path, {})[stack.matrix] = stack
+        self.mixtures = {node: stack.mixture for stack in stacks for node in stack.calls}
+        self.routed: dict[str, list[Routed]] = {}
+        self.experts: dict[str, SolvedExperts] = {}
         self.keys = {node: _key(node, each) for node, each in self.readers.items()}
         self.inputs: dict[Any, Inputs] = {}
         self.factors: dict[Any, Factor] = {}
@@ -135,7 +146,15 @@ class _Run:
         if options.method.startswith("awq"):
             self.scalings, self.unscaled = find_scalings(scratch.program, self.readers)
 
+    @property
+    def watched(self) -> tuple[fx.Node, ...]:
+        """Layers and calls of experts."""
+        return (*self.readers, *self.mixtures)
+
     def see(self, node: fx.Node, env: Mapping[fx.Node, Any]) -> None:
+        if node in self.mixtures:
+            self._see_experts(node, env)
+            return
         weight, key = self.readers[node], self.keys[node]
         if key in self.complete:
             return
@@ -154,16 +173,68 @@ class _Run:
                 floating = None if floating is None else floating[..., order]
             found.add(rows, floating)
 
+    def _see_experts(self, node: fx.Node, env: Mapping[fx.Node, Any]) -> None:
+        """Keep the tokens of a batch, which are alive anyway, and their experts."""
+        bound = bind(node)
+        floating = self.floating.value(node, bound["input"]) if self.floating else None
+        x, indices = env[bound["input"]], env[bound["indices"]]
+        routed = Routed(
+            x.detach().float().reshape(-1, x.shape[-1]),
+            indices.reshape(-1, indices.shape[-1]),
+            None if floating is None else floating.float().reshape(-1, x.shape[-1]),
+        )
+        self.routed.setdefault(str(node.target), []).append(routed)
+
+    def _solve_experts(self, node: fx.Node, mixture: Mixture) -> None:
+        if node is not mixture.calls[-1].node:
+            return
+        stacks = self.stacks[mixture.path]
+
+        def rounder(weight: Weight, value: Tensor, inputs: Inputs, key: Any) -> Solution:
+            # Gate and up of one expert share a factor; the one before is done.
+            self._keep_factors(key)
+            return self._rounded(weight, _checked(weight, value), inputs, key)
+
+        solved = self.experts[mixture.path] = solve_experts(
+            mixture.experts,
+            stacks,
+            self.routed.pop(mixture.path),
+            rounder,
+            sequential=self.options.sequential,
+        )
+        self._keep_factors(None)
+        for name, stack in stacks.items() if self.options.sequential else ():
+            value = self.scratch.get_tensor(stack.tensor)
+            made = restored_stack(stack, value, solved.solutions[name])
+            self.scratch.set_tensor(stack.tensor, made, tied=True)
+
+    def _keep_factors(self, wanted: Any) -> None:
+        """Drop factors of experts, but for one."""
+        self.factors = {
+            place: each
+            for place, each in self.factors.items()
+            if place[0] == wanted or place[0] in self.inputs
+        }
+
+    def _finish_if_all(self) -> None:
+        done, whole = len(self.solutions), len(self.weights)
+        self.context.progress("quantising", done + len(self.experts), whole + len(self.stacks))
+        if done == whole and len(self.experts) == len(self.stacks):
+            raise _Finished
+
     def after_inputs(self, node: fx.Node) -> None:
+        mixture = self.mixtures.get(node)
+        if mixture is not None:
+            self._solve_experts(node, mixture)
+            self._finish_if_all()
+            return
         weight, key = self.readers[node], self.keys[node]
         self.complete.add(key)
         layers = [each for each in weight.readers if each in self.readers]
         if node is layers[-1]:
             self._solve(weight, layers)
-            self.context.progress("quantising", len(self.solutions), len(self.weights))
         self._forget()
-        if len(self.solutions) == len(self.weights):
-            raise _Finished
+        self._finish_if_all()
 
     def _solve(self, weight: Weight, layers: list[fx.Node]) -> None:
         keys = list(dict.fromkeys(self.keys[each] for each in layers))

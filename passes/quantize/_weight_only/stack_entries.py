@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from fxcompress.nn.packing import pack
 from passes._paths import free_path, path_beside
 from passes.quantize._weight_only.solve import Solution, solve
+from passes.quantize._weight_only.solve_experts import SolvedExperts
 from passes.quantize._weight_only.stacks import Stack
 from passes.quantize.weight_only import StackEntry
 
@@ -22,9 +23,12 @@ __all__ = ["stack_arrays", "stack_entries"]
 
 
 def stack_entries(
-    program: Program, stacks: Sequence[Stack], ids: Mapping[fx.Node, str]
+    program: Program,
+    stacks: Sequence[Stack],
+    ids: Mapping[fx.Node, str],
+    solved: Mapping[str, SolvedExperts] | None = None,
 ) -> tuple[StackEntry, ...]:
-    """Return an entry for each stack, in order."""
+    """Return an entry for each stack, in order, and which experts data said nothing of."""
     taken = {name for name, _ in program.module.named_modules()} | set(program.state())
     state = program.state()
     entries = []
@@ -32,6 +36,7 @@ def stack_entries(
         path = free_path(path_beside(stack.mixture.path, f"_{stack.matrix}_fq"), taken)
         taken.add(path)
         matrices, rows, columns = state[stack.tensor].shape
+        known = (solved or {}).get(stack.mixture.path)
         groups = () if stack.group is None else (-(-columns // stack.group),)
         entries.append(
             StackEntry(
@@ -43,6 +48,7 @@ def stack_entries(
                 bits=tuple(0 if each is None else each.bits for each in stack.widths),
                 group=stack.group,
                 shape=(matrices, rows, *groups),
+                unseen=() if known is None else known.unseen,
             )
         )
     return tuple(entries)
@@ -53,7 +59,7 @@ def stack_arrays(
     entry: StackEntry,
     value: Tensor,
     options: WeightOnlyOptions,
-    solved: Mapping[int, Solution] | None = None,
+    solved: Mapping[int, Solution],
 ) -> dict[str, Tensor]:
     """Return scales, zero points and packed integers of a stack.
 
@@ -74,7 +80,7 @@ def stack_arrays(
     for expert, width in enumerate(stack.widths):
         if width is None:
             continue
-        found = (solved or {}).get(expert)
+        found = solved.get(expert)
         if found is None:
             found = solve(stack.weight(expert), value[expert].detach(), options)
         scale[expert] = found.grid.scale.reshape(entry.shape[1:])

@@ -21,7 +21,7 @@ from passes.prune.channels import Channels
 from passes.quantize.weight_only import WeightOnly
 from tests.passes.moe.leaves import HIDDEN, WIDTH, mixture, program_of, tokens
 from tests.passes.moe.mixtures import Stacked
-from tests.passes.support import apply
+from tests.passes.support import apply, sqnr
 
 EXPERTS = 6
 MATRICES = ("gate", "up", "down")
@@ -204,6 +204,45 @@ def test_it_is_planned_from_meta_weights():
     planned = WeightOnly().decide(found, _options({"bits": 4}), Context(planning=True))
     assert len(planned.stacks) == 6
     assert planned.pending[0].endswith("known once the weights have values")
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_on_data_a_matrix_is_rounded_as_in_a_layer_that_reads_the_same(method):
+    # Where all experts are chosen, each reads every token.
+    found = program_of(mixture(experts=2, k=2))
+    options = {"bits": 3, "group": 4, "method": method, "calibration": 32}
+    result = quantised(found, {**options, "targets": ["blocks.0.experts"]})
+    norm = found.module.get_submodule("blocks.0.norm")
+    batch = (norm(tokens()[0][0][:32]).detach(),)
+    layer = nn.Sequential(nn.Linear(WIDTH, HIDDEN, bias=False))
+    layer[0].weight = nn.Parameter(found.state()["blocks.0.experts.gate"][1].detach().clone())
+    context = Context(data={"calibration": [batch]})
+    wanted = apply(WeightOnly, capture(layer, batch, verify=False), options, context)
+    got = result.program.state()["blocks.0.experts.gate"][1]
+    assert torch.equal(got, wanted.program.state()["0.weight"])
+
+
+def test_data_of_each_expert_s_own_tokens_helps():
+    x = tokens(seed=5)[0][0]
+    quality = {}
+    for method in ("rtn", "gptq"):
+        options = {"bits": 3, "method": method, "calibration": 64, "targets": ["*.experts"]}
+        result = quantised(program(), {**options, "search": "minmax"})
+        quality[method] = sqnr(result.before, result.program, x)
+    assert quality["gptq"] > quality["rtn"] + 3
+
+
+def test_experts_that_no_token_chose_are_rounded_to_nearest_and_named():
+    found = program_of(mixture(experts=12))
+    options = {"bits": 3, "targets": ["blocks.0.experts"]}
+    result = quantised(found, {**options, "method": "gptq", "calibration": 1})
+    (unseen,) = {each.unseen for each in result.decision.stacks}
+    assert len(unseen) >= 4
+    assert any("no token chose" in line for line in result.decision.summary())
+    nearest = quantised(found, options).program.state()["blocks.0.experts.down"]
+    made = result.program.state()["blocks.0.experts.down"]
+    same = [e for e in range(12) if torch.equal(made[e], nearest[e])]
+    assert set(unseen) <= set(same) < set(range(12))
 
 
 MIXED = {
