@@ -21,7 +21,6 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import UsageError
 from fxcompress.ir._copying import assemble, copy_module, copy_tree
-from fxcompress.ir.ops import is_inplace
 
 __all__ = [
     "clip_norm",
@@ -78,8 +77,6 @@ def shard(module: nn.Module, device: torch.device, kept: Collection[nn.Module] =
         "ignored_params": set(_uncut(spread, kept)) or None,
     }
     for part in _called(spread, kept):
-        if _writes(spread):
-            part.register_forward_hook(_unviewed)
         fully_shard(part, **told)
     fully_shard(spread, **told)
     return spread
@@ -170,17 +167,6 @@ def _copied(module: nn.Module, kept: Collection[nn.Module]) -> nn.Module:
     holder.training = module.training
     graph = copy_module(module).graph
     return assemble(copy_tree(holder, instead), graph, module.__class__.__name__)
-
-
-def _writes(module: nn.Module) -> bool:
-    """Whether a graph writes into values."""
-    return isinstance(module, fx.GraphModule) and any(map(is_inplace, module.graph.nodes))
-
-
-def _unviewed(_: nn.Module, inputs: Any, output: Any) -> Any:
-    """Copy outputs that are views: written to, they would lose the hook that gathers weights."""
-    views = (Tensor, lambda leaf: leaf.clone() if leaf._is_view() else leaf)
-    return pytree.tree_map_only(*views, output)
 
 
 def _uncut(module: nn.Module, kept: Collection[nn.Module]) -> Iterator[nn.Parameter]:

@@ -87,16 +87,18 @@ def _on_whole(hooks: Hooks, plain: nn.Module, module: nn.Module) -> Hooks:
     Every process computes the same from the same tensors.
     """
     penalty, on_gradients, after_step = hooks.penalty, hooks.on_gradients, hooks.after_step
+    # While a model runs, FSDP puts gathered tensors in the place of these.
+    parts = dict(module.named_parameters())
+    pairs = [(own, parts[name]) for name, own in plain.named_parameters()]
 
     def penalised(_: nn.Module, moment: Moment) -> Tensor:
-        values = {f"module.{name}": _differentiable(p) for name, p in module.named_parameters()}
+        values = {f"module.{name}": _differentiable(part) for name, part in parts.items()}
         found: Tensor = functional_call(_Applied(plain, penalty), values, (moment,))
         return found
 
     def changed(_: nn.Module, moment: Moment) -> None:
         assert on_gradients is not None, "it is called"
         gather(plain, module)
-        pairs = _pairs(plain, module)
         for own, part in pairs:
             own.grad = None if part.grad is None else whole(part.grad)
         on_gradients(plain, moment)
@@ -121,11 +123,6 @@ def _differentiable(parameter: Tensor) -> Tensor:
     """Return the whole of a parameter; the gradient of each part goes to its process."""
     found: Tensor = getattr(parameter, "full_tensor", lambda: parameter)()
     return found
-
-
-def _pairs(plain: nn.Module, module: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
-    parts = dict(module.named_parameters())
-    return [(own, parts[name]) for name, own in plain.named_parameters()]
 
 
 def _tensors(module: nn.Module) -> Mapping[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress.errors import DataError, UsageError
 from fxcompress.ir import hash_tensor
+from fxcompress.ir.ops import is_inplace
 from fxcompress.train._augment import Augmentation
 from fxcompress.train._curves import Curves, check_tensorboard
 from fxcompress.train._feed import Feed
@@ -202,11 +203,16 @@ def _left_as_found(loop: Loop) -> Iterator[None]:
         for model in loop.objective.models:
             stack.enter_context(training(model, loop.parameters, batch_norm=keeps))
         stack.enter_context(evaluating(loop.objective.teacher))
-        if isinstance(loop.plain, fx.GraphModule):
-            # Shards of a graph give no views where it writes into values.
+        if loop.world.sharded and not _writes(loop.plain):
             stack.enter_context(warnings.catch_warnings())
+            # Harmless where nothing writes into such a view.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
         yield
+
+
+def _writes(module: nn.Module) -> bool:
+    """Whether a module may write into values; a Program's does not."""
+    return not isinstance(module, fx.GraphModule) or any(map(is_inplace, module.graph.nodes))
 
 
 def _snapshots(

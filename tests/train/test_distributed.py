@@ -74,6 +74,11 @@ def test_processes_with_half_of_the_weights_train_as_one_does(sharded, tmp_path,
         assert torch.allclose(ours[name], tensor, atol=2e-6), name
 
 
+def test_batch_norms_train_alike_with_half_of_the_weights(two, sharded):
+    """Each process has statistics of its own rows, so that one alone ends elsewhere."""
+    close(sharded[0][0]["norms"], two[0][0]["norms"])
+
+
 def test_fp16_leaves_out_the_same_steps_with_half_of_the_weights(two, sharded):
     """One process alone rounds whole batches, and may leave out another step."""
     found, _ = sharded

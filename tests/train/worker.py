@@ -11,8 +11,9 @@ from torch import distributed, nn
 
 from fxcompress.errors import DataError, FxCompressError, WorkerError
 from fxcompress.train import FitConfig, Hooks, fit
+from fxcompress.train.metrics import evaluating
 from tests.train import joined
-from tests.train.trainings import Ending, Killed, batches
+from tests.train.trainings import Ending, Killed, batches, net
 
 WAYS = {
     "plain": {},
@@ -63,7 +64,7 @@ def trained(way, module, source=None, **kwargs):
 def quality(module):
     pairs = [(x, y) for (x,), y in batches(4, seed=9)]
     x, y = (torch.cat(each) for each in zip(*pairs, strict=True))
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(module):
         return -float(nn.functional.cross_entropy(module(x), y))
 
 
@@ -92,6 +93,7 @@ def main(task, folder):
     try:
         if task in ("ways", "sharded"):
             found = {way: trained(way, torch.fx.symbolic_trace(model())) for way in WAYS}
+            found["norms"] = trained("average", net(dropout=0), batches(4))
             found["fp16"] = joined.trained("fp16")
             found["differs"] = told_different_things()
         if task == "sharded":
