@@ -144,7 +144,9 @@ def _check_linear(program: Program, state: fx.Node, answer: fx.Node) -> None:
     classes = isinstance(wanted.shape[-1], int) and wanted.is_floating_point()
     pooled = wanted.dim() == 2 and given.dim() in (2, 3, 4)
     tokens = wanted.dim() == 3 and given.dim() == 3
-    if not classes or not (pooled or tokens) or not isinstance(_width(given), int):
+    # The mean is over places, so samples must come first, as they do in the answer.
+    first = str(given.shape[0]) == str(wanted.shape[0])
+    if not classes or not first or not (pooled or tokens) or not isinstance(_width(given), int):
         raise UsageError(
             "a linear head cannot make what the model answers",
             reason=f"the answer is {type_text(wanted, program)}, the state "
