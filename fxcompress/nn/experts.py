@@ -8,7 +8,7 @@ like any others. The leaf is what is left: each token through its own experts, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -17,47 +17,13 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from fxcompress.errors import UsageError
+from fxcompress.nn._expert_activations import ACTIVATIONS, GATES, check_activation
 
 __all__ = ["ACTIVATIONS", "GATES", "Experts"]
 
-_ALPHA: Final = 1.702
-_LIMIT: Final = 7.0
 # What a grouped product of a GPU needs: rows that start at a multiple of 16 bytes.
 _ALIGNMENT: Final = 16
 
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(_ALPHA * x)
-
-
-def _squared_relu(x: Tensor) -> Tensor:
-    return F.relu(x).square()
-
-
-def _clamped_swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    gate = gate.clamp(max=_LIMIT)
-    return (up.clamp(-_LIMIT, _LIMIT) + 1) * (gate * torch.sigmoid(_ALPHA * gate))
-
-
-ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": _gelu_tanh,
-    "mish": F.mish,
-    "quick_gelu": _quick_gelu,
-    "relu": F.relu,
-    "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "squared_relu": _squared_relu,
-    "tanh": torch.tanh,
-}
-"""Functions of one tensor. With a gate, `up` is multiplied by the function of the gate."""
-
-GATES: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {"clamped_swiglu": _clamped_swiglu}
-"""Functions of gate and up that are no such product."""
 
 _BIASES: Final = ("gate", "up", "down")
 
@@ -115,7 +81,7 @@ class Experts(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_activation(activation, gated)
+        check_activation(activation, gated)
         if limit is not None and not gated:
             raise UsageError("a limit of experts needs a gate", reason="it cuts gate and up off")
         wrong = [name for name in biases if name not in _BIASES[not gated :]]
@@ -361,16 +327,3 @@ def _counts(chosen: Tensor, experts: int) -> Tensor:
     """Return how many tokens chose each expert, `[experts]`."""
     numbers = torch.arange(experts, device=chosen.device)
     return (chosen.unsqueeze(-1) == numbers).sum(0)
-
-
-def _check_activation(activation: str, gated: bool) -> None:
-    if activation in ACTIVATIONS or (gated and activation in GATES):
-        return
-    if activation in GATES:
-        raise UsageError(
-            f"the activation {activation!r} needs a gate", reason="it is a function of gate and up"
-        )
-    raise UsageError(
-        f"experts have no activation {activation!r}",
-        reason=f"known are {', '.join([*ACTIVATIONS, *GATES])}",
-    )

@@ -104,3 +104,30 @@ def test_select_on_a_program() -> None:
         "/relu",
         "second",
     ]
+
+
+PARTS = [
+    Candidate(f"mlp.experts.{e}.{name}", "experts", "", (f"mlp.experts.{e}", "mlp.experts"))
+    for e in (0, 1)
+    for name in ("up", "down")
+]
+
+
+@pytest.mark.parametrize(
+    ("selector", "chosen"),
+    [
+        (Selector(targets=("mlp.experts",)), [0, 1, 2, 3]),
+        (Selector(targets=("*.experts.1",)), [2, 3]),
+        (Selector(targets=("*.experts.*.down",), expect=2), [1, 3]),
+        (Selector(targets=("*.experts",), exclude=("*.experts.0", "*.1.up")), [3]),
+    ],
+)
+def test_a_part_is_selected_with_what_it_belongs_to(selector, chosen):
+    assert selector.choose([*NODES, *PARTS]) == [PARTS[i].id for i in chosen]
+
+
+@pytest.mark.parametrize("pattern", ["mlp.experts.2", "*.experts.7"])
+def test_a_number_that_is_not_there_is_told_those_that_are(pattern):
+    with pytest.raises(SelectorError, match="matches nothing") as caught:
+        Selector(targets=(pattern,)).choose([*NODES, *PARTS])
+    assert "holds 0 to 1" in str(caught.value.hint)
