@@ -54,9 +54,6 @@ def arguments_of(rewriter: GraphRewriter, found: Found) -> Arguments:
         weights = call(operator.mul, weights, _taken(call, found, indices, k))
     if not weighing.before:
         return Arguments(x, weights, indices)
-    if k == 1:
-        x = call(operator.mul, x, weights)
-        return Arguments(x, call(torch.ones_like, weights), indices)
     each = call(torch.unsqueeze, weights, -1)
     x = call(operator.mul, call(torch.unsqueeze, x, -2), each)
     return Arguments(x, call(torch.ones_like, each), call(torch.unsqueeze, indices, -1), True)

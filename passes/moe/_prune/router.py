@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, fx
 
-from fxcompress.ir.ops import op_name
+from fxcompress.ir.ops import bind, op_name
 from passes.moe._lift.miss import Miss
 from passes.moe._lift.products import Product
 from passes.moe._lift.trial import Sizes, evaluate
-from passes.moe._routing import Call
+from passes.moe._routing import Call, choice_of
 
 if TYPE_CHECKING:
     from fxcompress.ir import Program
@@ -65,7 +65,9 @@ def router_of(call: Call, count: int, products: Mapping[fx.Node, Product]) -> Ro
     Raises:
         Miss: It cannot be made to follow.
     """
-    k = call.indices.meta["val"].shape[-1]
+    choice = choice_of(call.indices)
+    # Where tokens are weighed before experts each choice is a row, and the last dimension is 1.
+    k = bind(choice).get("k") if choice is not None else call.indices.meta["val"].shape[-1]
     if not isinstance(k, int):
         raise Miss("how many experts a token takes is no fixed number", call.indices)
     scores: dict[Product, None] = {}

@@ -9,8 +9,13 @@ from fxcompress.emit import emit
 from fxcompress.ir import capture
 from fxcompress.ir.ops import op_name
 from fxcompress.nn import Experts
+from fxcompress.pipeline import Context
 from fxcompress.testing import check_pass
+from passes.moe.change_top_k import ChangeTopK
 from passes.moe.lift import Lift
+from passes.moe.merge_experts import MergeExperts
+from passes.moe.prune_experts import PruneExperts
+from tests.passes.support import apply
 
 WIDTH, HIDDEN, EXPERTS, CAPACITY = 16, 24, 4, 3
 
@@ -106,6 +111,38 @@ def test_a_capacity_that_no_example_reaches_is_kept():
     x = tokens(length=40)
     assert (model.router(x)[0].sum(-1) == 0).any()
     assert error(made(x), model(x)) <= 1e-6
+
+
+def test_pruned_it_equals_the_router_without_the_expert():
+    model = layer()
+    told = {"experts": [[1]]}
+    result = check_pass(PruneExperts, program_of(model), told, idempotent=False)
+    classifier = model.router.classifier
+    classifier.register_forward_hook(
+        lambda module, args, scores: scores.index_fill(-1, torch.tensor([1]), float("-inf"))
+    )
+    x = tokens()
+    assert (model.router(x)[0].sum(-1) == 0).any()
+    assert error(result.program.module(x), model(x)) <= 1e-6
+
+
+def test_equal_experts_are_merged_exactly():
+    model = layer()
+    first, second = (model.experts[f"expert_{e}"] for e in (0, 1))
+    second.load_state_dict(first.state_dict())
+    program = program_of(model)
+    context = Context(data={"calibration": [(tokens(),)]})
+    told = {"groups": [[0, 1]], "calibration": 3}
+    made = apply(MergeExperts, program, told, context).program
+    assert made.module.get_submodule("experts").experts == EXPERTS - 1
+    x = tokens()
+    assert error(made.module(x), model(x)) <= 1e-6
+
+
+def test_its_choice_of_one_cannot_become_a_choice_of_two():
+    result = apply(ChangeTopK, program_of(layer()), {"top_k": 2})
+    (declined,) = result.decision.declined
+    assert declined.reason == "its experts are not chosen by a top-k"
 
 
 class Unmasked(nn.Module):
