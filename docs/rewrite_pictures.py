@@ -43,6 +43,18 @@ class Blocks(nn.Module):
         return self.head(x)
 
 
+class Pooled(Blocks):
+    """Two blocks and a head on the mean over tokens: one answer for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean(1))
+
+
 class Mixture(nn.Module):
     """Two of four experts for each token, every expert computed and masked."""
 
@@ -132,6 +144,12 @@ PICTURES: Mapping[str, Picture] = {
     "depth.share_layers": _blocks(2, {"use": "depth.share_layers", "groups": 2}),
     "depth.stochastic": _blocks(2, {"use": "depth.stochastic"}),
     "depth.early_exit": _blocks(2, {"use": "depth.early_exit", "after": [0], "head": "copy"}),
+    "depth.exit_when": Picture(
+        Pooled,
+        _states,
+        [{"use": "depth.exit_when", "thresholds": [0.5]}],
+        [{"use": "depth.early_exit", "after": [0], "head": "copy"}],
+    ),
     "depth.mixture_of_depths": _blocks(
         2, {"use": "depth.mixture_of_depths", "capacity": 0.5, "layers": [1]}
     ),
