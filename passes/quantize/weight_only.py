@@ -215,17 +215,19 @@ def _format(bits: int, group: int | None) -> str:
 
 def _exceptions(stacks: list[StackEntry]) -> str:
     """Return which experts of a mixture have a width that most do not have, if any."""
-    usual = [each.bits for each in stacks]
-    common = max(set(usual), key=usual.count)
-    parts = [_widths(common)] if _widths(common) else []
+    widths = [width for each in stacks for width in each.bits]
+    usual = max(widths, key=lambda width: (widths.count(width), width))
+    several = [each.bits for each in stacks]
+    common = max(several, key=several.count)
+    parts = [_widths(common, usual)] if set(common) != {usual} else []
     for stack in stacks:
         if stack.bits != common:
-            parts.append(f"in `{stack.matrix}` {_widths(stack.bits) or 'all alike'}")
+            told = _widths(stack.bits, usual) or f"all in {usual} bits"
+            parts.append(f"in `{stack.matrix}` {told}")
     return f"{stacks[0].experts}: experts {'; '.join(parts)}" if parts else ""
 
 
-def _widths(bits: tuple[int, ...]) -> str:
-    usual = max(bits, key=bits.count)
+def _widths(bits: tuple[int, ...], usual: int) -> str:
     parts = []
     for width in sorted(set(bits) - {usual}):
         who = ", ".join(str(e) for e, own in enumerate(bits) if own == width)

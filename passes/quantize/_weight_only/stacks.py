@@ -128,7 +128,7 @@ def choose_stacks(
     """
     hits = [_hit(each, index, parts, usage) for index, each in enumerate(options.overrides)]
     stacks: list[Stack] = []
-    declined: list[Declined] = []
+    left: dict[str, dict[str, str]] = {}
     for (_, matrix), own in _by_stack(parts):
         selected = [part for part in own if part.candidate.id in chosen]
         formats: dict[int, _Format] = {}
@@ -140,14 +140,22 @@ def choose_stacks(
         tensor = canonical(program, f"{mixture.path}.{matrix}")
         reason = "it is not selected"
         if selected:
-            left = None if formats else "its overrides leave it in float"
-            reason = _obstacle(program, tensor, matrix, mixture, readers) or left or ""
+            told = None if formats else "its overrides leave it in float"
+            reason = _obstacle(program, tensor, matrix, mixture, readers) or told or ""
         if reason:
-            node = ids[mixture.calls[0].node]
-            declined.append(Declined(node=node, reason=f"{matrix}: {reason}"))
+            left.setdefault(ids[mixture.calls[0].node], {})[matrix] = reason
         else:
             stacks.append(_stack(tensor, mixture, matrix, formats))
-    return stacks, declined
+    whole = {ids[part.mixture.calls[0].node]: len(_matrices(part.mixture)) for part in parts}
+    return stacks, [each for node, own in left.items() for each in _left(node, own, whole[node])]
+
+
+def _left(node: str, reasons: Mapping[str, str], count: int) -> list[Declined]:
+    """Return refusals of a mixture's matrices, in one where all of them are left alike."""
+    alike = set(reasons.values())
+    if len(reasons) == count and len(alike) == 1:
+        return [Declined(node=node, reason=alike.pop())]
+    return [Declined(node=node, reason=f"{name}: {why}") for name, why in reasons.items()]
 
 
 def _stack(tensor: str, mixture: Mixture, matrix: str, formats: Mapping[int, _Format]) -> Stack:
