@@ -61,6 +61,24 @@ passes:
 """
 
 
+TAUGHT = """\
+fxcompress: 1
+name: taught
+model: {factory: "model.py:mlp"}
+inputs: [{name: input, shape: [batch, 64]}]
+data: {factory: "data.py:digits"}
+metric: {use: accuracy, split: eval}
+passes:
+  - {use: distill.tap, teacher: {spec: teacher.yaml}, taps: [{name: mid, at: "1", teacher: "1"}]}
+  - use: prune.sparse_train
+    epochs: 2
+    ratio: 0.5
+    teacher: {spec: teacher.yaml}
+    losses: [{use: hard_labels}, {use: features}, {use: soft_labels}]
+    optimizer: {use: SGD, lr: 0.1, momentum: 0.9}
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
@@ -100,18 +118,23 @@ def run(folder, output, *arguments, **environment):
     return finish(start([*told, *arguments], **environment))
 
 
-@pytest.fixture(scope="module")
-def launched(folder):
-    """What a run under `accelerate launch` says; its folder is `launched`."""
-    told = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2",
+def launch(spec, output, *options):
+    """Run a spec under `accelerate launch`, and return what it says."""
+    told = [sys.executable, "-m", "accelerate.commands.launch", *options, "--num_processes=2",
             "--num_machines=1", "--num_cpu_threads_per_process=1", "--mixed_precision=no",
             "--dynamo_backend=no",
             f"--main_process_port={free_port()}", "-m", "fxcompress.cli", "run", "--format=json",
-            folder / "spec.yaml", "-o", folder / "launched"]  # fmt: skip
+            spec, "-o", output]  # fmt: skip
     done = subprocess.run([str(each) for each in told], capture_output=True, text=True, cwd=ROOT,
                           timeout=400)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def launched(folder):
+    """What a run under `accelerate launch` says; its folder is `launched`."""
+    return launch(folder / "spec.yaml", folder / "launched", "--cpu")
 
 
 def test_a_run_under_accelerate_ends_as_one_process_does(folder, alone, launched):
@@ -130,3 +153,22 @@ def test_a_process_that_dies_ends_the_run_and_it_can_be_resumed(folder, launched
     assert [code for code, _, _ in resumed] == [0, 0], resumed
     assert resumed[1][1:] == ("", ""), "only the first process speaks"
     alike(folder / "launched", folder / "killed")
+
+
+@pytest.mark.slow
+def test_taps_and_hooks_under_fsdp2_end_as_one_process_does(folder):
+    """The teacher is wider, so that a projector learns along."""
+    model = MODEL.replace("def mlp", "def wide").replace("seed(0)", "seed(1)").replace("32", "48")
+    (folder / "model.py").write_text(MODEL + model)
+    (folder / "teacher.yaml").write_text(
+        SPEC.split("passes:")[0].replace("mlp", "wide") + "passes: []\n"
+    )
+    (folder / "taught.yaml").write_text(TAUGHT)
+    spec, alone, spread = (folder / name for name in ("taught.yaml", "whole", "spread"))
+    assert main(["run", str(spec), "-o", str(alone)]) == 0
+    found = launch(spec, spread, "--use_fsdp", "--fsdp_version=2")
+    assert len(found["record"]["passes"]) == 2
+    before, after = (load_file(each / "fxcompress.lock.safetensors") for each in (alone, spread))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.allclose(after[name], tensor, atol=2e-6), name
