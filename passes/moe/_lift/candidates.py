@@ -21,6 +21,8 @@ __all__ = ["choices_of", "shape_of", "sums_of", "tokens_of", "weighings_of"]
 # Several choices of one, put together.
 _JOINS: Final = frozenset({"cat", "stack"})
 _LOOKUPS: Final = frozenset({"getitem", "index_select", "embedding"})
+# A choice of none made one of some expert.
+_MASKED: Final = frozenset({"masked_fill", "where", "clamp"})
 _CANDIDATES: Final = 6
 _MASKS: Final = 3
 
@@ -68,6 +70,8 @@ def _chooses(node: fx.Node) -> bool:
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or value.dtype is not torch.int64 or value.dim() == 0:
         return False
+    if op_name(node) in _MASKED:
+        return any(_chooses(each) for each in node.all_input_nodes)
     second = op_name(node) != "getitem" or node.args[1] == 1
     if op_name(node) in _JOINS or (op_name(_source(node)) in CHOICES and second):
         return True

@@ -15,6 +15,7 @@ from passes.moe._lift.feeds import Feed
 from passes.moe._lift.found import Weighing
 from passes.moe._lift.miss import NearMiss
 from passes.moe._lift.products import Product
+from passes.moe._lift.range import check_range
 from passes.moe._lift.regions import Region, bend
 from passes.moe._lift.trial import Sizes, evaluate, needed
 
@@ -73,6 +74,7 @@ def weighed(
             "it takes",
             output,
         )
+    check_range(found.indices, region.count)
     if found.kept is not None:
         _check_kept(found, region.count)
     if found.spread:
@@ -103,11 +105,12 @@ def _tried(
     tokens, share = values.tokens, values.share
     after = bend(tokens) * (share * scale).sum(-1, keepdim=True).to(tokens.dtype)
     found = replace(weighing, before=False)
-    if not _close(made, after):
+    tolerance = _tolerance(made, tokens, values.weights)
+    if not _close(made, after, tolerance):
         each = bend(tokens.unsqueeze(-2) * share.unsqueeze(-1).to(tokens.dtype))
         after = (each * scale.unsqueeze(-1)).sum(-2).to(tokens.dtype)
         found = replace(weighing, before=True)
-        if not _close(made, after):
+        if not _close(made, after, tolerance):
             return None
     _check_gradients(made, after, values, output)
     return found
@@ -175,12 +178,13 @@ def _check_gradients(made: Tensor, wanted: Tensor, values: _Values, output: fx.N
         for y in (made, wanted)
     ]
     # Of a spread, the entries that are not chosen are gathered by nobody.
+    tolerance = _tolerance(made, *leaves)
     own = values.share.detach() != 0 if values.share.shape == values.weights.shape else None
     for got, expected in zip(*gradients, strict=True):
         same = got is not None and expected is not None
         if same and own is not None and got.shape == own.shape:
             got, expected = got * own, expected * own
-        if not same or not _close(got, expected):
+        if not same or not _close(got, expected, tolerance):
             raise NearMiss("the gradient of its weights or tokens is stopped on the way", output)
 
 
@@ -264,9 +268,14 @@ def _is_quiet(feed: Feed) -> bool:
     return not biased and feed.is_zero_at_zero()
 
 
-def _close(left: Tensor, right: Any) -> bool:
+def _tolerance(*values: Tensor) -> float:
+    """Return what rounding may do where values of these types are multiplied."""
+    return max(_CLOSE.get(value.dtype, 2e-2) for value in values)
+
+
+def _close(left: Tensor, right: Tensor, tolerance: float) -> bool:
+    """Whether ‖a − b‖ is no more than a part of ‖b‖."""
     if left.shape != right.shape:
         return False
-    close = _CLOSE.get(right.dtype, 2e-2)
     difference = (left.double() - right.double()).norm()
-    return bool(difference <= close * right.double().norm())
+    return bool(difference <= tolerance * right.double().norm())

@@ -57,9 +57,8 @@ def test_every_spelling_becomes_the_leaf(name):
 
 def embedded(program, ids):
     """Return logits, and their gradient by the embeddings of the tokens."""
-    (weight,) = [
-        p for n, p in program.module.named_parameters() if n.endswith("embed_tokens.weight")
-    ]
+    named = program.module.named_parameters(remove_duplicate=False)
+    (weight,) = [p for n, p in named if n.endswith("embed_tokens.weight")]
     logits = fx.Interpreter(program.module).run(ids, enable_io_processing=False)[0]
     factors = torch.linspace(-1, 1, logits.numel()).view_as(logits)
     (gradient,) = torch.autograd.grad((logits * factors).sum(), weight)

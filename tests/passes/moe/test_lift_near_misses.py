@@ -85,6 +85,19 @@ def test_a_mixture_without_a_choice():
     )
 
 
+class NoneOfThem(MaskedLoop):
+    """The router may choose a number that no expert has."""
+
+    def __init__(self):
+        super().__init__()
+        self.router = nn.Linear(WIDTH, EXPERTS + 1)
+
+
+def test_a_router_that_chooses_among_more_than_there_are():
+    (reason,) = reasons(NoneOfThem())
+    assert reason == "its router chooses among 5, and there are 4 experts"
+
+
 class NormBetween(Mixture):
     """Stacks of matrices with a norm between them."""
 

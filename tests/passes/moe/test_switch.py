@@ -72,7 +72,10 @@ def error(left, right):
     return float((left - right).detach().norm() / right.detach().norm())
 
 
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(
+    ("dtype", "close"),
+    [(torch.float32, 1e-6), pytest.param(torch.float64, 1e-12, marks=pytest.mark.slow)],
+)
 def test_the_layer_of_the_library_becomes_the_leaf(dtype, close):
     model = layer(dtype)
     result = check_pass(Lift, program_of(model, dtype))
