@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from fxcompress.nn import Experts
+from fxcompress.nn import Experts, OperandExperts, StackQuantize
 from tests.axes.support import Built, Case, Net, Sizes, case, tokens
 
 __all__ = ["CASES"]
@@ -83,6 +83,30 @@ def _mixture(s: Sizes, **settings: Any) -> Built:
         return m.experts(x, weights, indices)
 
     parts = {"router": nn.Linear(s.b, 4), "experts": Experts(4, s.b, s.c, **settings)}
+    return _between(s, compute, back=s.b, **parts)
+
+
+def _stack(rows: int, columns: int, group: int | None) -> StackQuantize:
+    groups = () if group is None else (-(-columns // group),)
+    module = StackQuantize((4, 0, 8, 3), group=group, shape=(4, rows, *groups))
+    module.scale.uniform_(0.05, 0.2)
+    module.zero_point.random_(1, 7)
+    return module
+
+
+def _quantized_mixture(s: Sizes, group: int | None) -> Built:
+    """Scales per row, or of `down` in runs of hidden units."""
+
+    def compute(m: Any, x: Tensor) -> Tensor:
+        weights, indices = m.router(x).softmax(-1).topk(2, -1)
+        up, down, gate = m.experts.up, m.experts.down, m.experts.gate
+        return m.experts(x, weights, indices, m.up_fq(up), m.down_fq(down), m.gate_fq(gate))
+
+    experts = OperandExperts.over(Experts(4, s.b, 3 * (group or s.c)))
+    parts: dict[str, nn.Module] = {"router": nn.Linear(s.b, 4), "experts": experts}
+    for name in ("gate", "up", "down"):
+        rows, columns = getattr(experts, name).shape[1:]
+        parts[f"{name}_fq"] = _stack(rows, columns, group if name == "down" else None)
     return _between(s, compute, back=s.b, **parts)
 
 
@@ -169,6 +193,8 @@ CASES: tuple[Case, ...] = (
         s, activation="sigmoid", gated=False, biases=("up", "down")), "no gate"),
     case("experts", lambda s: _mixture(
         s, activation="clamped_swiglu", biases=("gate", "up")), "clamped"),
+    case("experts stack_quant", lambda s: _quantized_mixture(s, None), "quantized"),
+    case("stack_quant", lambda s: _quantized_mixture(s, 4), "groups"),
     case("weight_norm", _weight_norm),
     case("weight_norm", lambda s: _weight_norm(s, dim=1), "columns"),
 )  # fmt: skip
