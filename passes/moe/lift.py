@@ -58,14 +58,16 @@ class Lift(Pass[LiftOptions, LiftDecision]):
     """Put `fxcompress.nn.Experts` in the place of what computes a mixture of experts.
 
     A mixture is found by what it does, not by names: feed-forward layers of experts, as grouped
-    products of sorted tokens, as products with a matrix for each token, as products with all
-    experts, or as one layer after the other under masks; and a choice, a top-k or a largest, that
-    weighs them. Whether the nodes around the experts are the weighted sum of the chosen ones is
-    tried on small random tensors, with experts that each multiply by a number of their own, and so
-    are the gradients. The activation is found the same way.
+    products of sorted tokens, as products with a matrix for each token, as products or einsums with
+    all experts, or as one layer after the other under masks; and a choice, a top-k or a largest,
+    that weighs them, after the experts or before, with a capacity or without. Whether the nodes
+    around the experts are the weighted sum of the chosen ones is tried on small random tensors,
+    with a function of its own for each expert, and so are the gradients. The activation is found
+    the same way.
 
     The router stays as it is. Matrices are copied into the leaf's layout, `[experts, hidden,
-    width]`; names of the parameters change. Weights on the meta device do as well.
+    width]`; names of the parameters change. Weights on the meta device do as well. Dropout before
+    an expert's last matrix stays, in the leaf: while training other values are dropped, as many.
 
     Preserves: exact.
     """

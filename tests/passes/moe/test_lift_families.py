@@ -20,7 +20,8 @@ def program_of(model):
 def results(module, ids):
     """Return logits, and the gradients of all parameters that are not of experts, by name."""
     logits = module(input_ids=ids).logits
-    own = {n: p for n, p in module.named_parameters() if p.requires_grad and ".experts." not in n}
+    named = module.named_parameters(remove_duplicate=False)
+    own = {n: p for n, p in named if p.requires_grad and ".experts." not in n}
     loss = (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum()
     gradients = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
     live = {n: g for n, g in zip(own, gradients, strict=True) if g is not None}
@@ -32,7 +33,7 @@ def test_a_family_is_lifted_and_equal_in_double(name):
     model = model_of(name, FAMILIES[name])
     lifted, decision = lifted_first(program_of(model))
     assert len(decision.lifted) == 1
-    assert not decision.declined
+    assert len(decision.declined) == (2 if name == "Inkling" else 0)  # its shared experts: a stack
     ids = torch.randint(2, 40, (3, 9))
     (got, live), (wanted, expected) = (results(each, ids) for each in (lifted.module, model))
     assert float((got - wanted).norm() / wanted.norm()) <= 1e-12
