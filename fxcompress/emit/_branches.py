@@ -144,6 +144,9 @@ class _Branch(nn.Module):
         def go_on(early: Tensor, sure: Tensor, *operands: Tensor) -> Tensor:
             return self._mixed(sure, early, operands).contiguous()
 
+        if self.dims is not None:
+            # Strides of what was gathered would be read as numbers, which ONNX does not have.
+            operands = [each.clone(memory_format=torch.contiguous_format) for each in operands]
         branch = cast(Callable[..., Tensor], torch.cond)
         return branch(sure.all(), stop, go_on, (early, sure, *operands))
 

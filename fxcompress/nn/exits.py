@@ -17,7 +17,9 @@ def uncertainty(logits: Tensor, criterion: Literal["entropy", "probability"]) ->
     `entropy` is −Σ p · log p / log C, from log-softmax, so that no exponential overflows; classes
     with a logit of −∞ add nothing. `probability` is 1 minus the largest p.
     """
-    logs = torch.log_softmax(logits.float(), dim=-1)
+    # A cast to the same type would be two operators of an exported file.
+    values = logits if logits.dtype == torch.float32 else logits.float()
+    logs = torch.log_softmax(values, dim=-1)
     shares = logs.exp()
     if criterion == "probability":
         return 1.0 - shares.amax(-1)
