@@ -239,22 +239,22 @@ class TestMetric:
 
 
 class TestModel:
-    def test_the_student_has_a_quarter_of_the_parameters(self) -> None:
+    def test_the_student_has_a_seventeenth_of_the_parameters(self) -> None:
         sizes = [
             sum(p.numel() for p in build().parameters())
             for build in (module("model").teacher, module("model").student)
         ]
-        assert sizes == [717_952, 175_584]
+        assert sizes == [2_970_816, 175_584]
         assert len(module("data").tokenizer().tokens) <= module("model").VOCABULARY
 
-    def test_the_shipped_weights_make_nearly_every_call_right(self) -> None:
+    def test_the_shipped_weights_make_most_calls_right(self) -> None:
         weights = SPECS / HERE / "teacher.safetensors"
-        assert weights.stat().st_size < 3_000_000
+        assert weights.stat().st_size < 6_000_000
         model = module("model").teacher().eval()
         model.load_state_dict(load_file(weights))
         split = module("data").dialogues()["eval"]
         assert sum(len(batch["input_ids"]) for batch, _ in split) == 500
-        assert module("metric").execution_match(model, split[:3]) > 0.92
+        assert module("metric").execution_match(model, split[:3]) > 0.85
 
     def test_it_sees_neither_the_future_nor_padding(self) -> None:
         torch.manual_seed(0)
@@ -273,5 +273,5 @@ def test_the_plan_distils_in_stages_and_ends_in_int8() -> None:
     assert [step.id for step in plan.basis.passes] == [
         "student", "taps", "states", "calls", "outputs", "int8",
     ]  # fmt: skip
-    assert plan.result.parameters < 0.25 * plan.original.parameters
-    assert plan.result.bytes < 0.2 * plan.original.bytes
+    assert plan.result.parameters < 0.06 * plan.original.parameters
+    assert plan.result.bytes < 0.02 * plan.original.bytes
