@@ -5,11 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fxcompress.emit import emit
 from fxcompress.ir import capture
 from fxcompress.nn import Experts
 from fxcompress.testing import check_pass
+from passes.moe.change_top_k import ChangeTopK
 from passes.moe.lift import Lift
+from passes.moe.prune_experts import PruneExperts
 from tests.passes.moe.mixtures import EXPERTS, HIDDEN, WIDTH, Mixture
+from tests.passes.support import apply
 
 
 class Stacks(Mixture):
@@ -153,6 +157,11 @@ def results(module, x):
     return [y.detach(), *torch.autograd.grad(loss, [x, *own])]
 
 
+def error(left, right):
+    """Return ‖a − b‖ / ‖b‖."""
+    return float((left - right).detach().norm() / right.detach().norm())
+
+
 FAST = (ExpertsLater, WeighedTokens, Capacity)
 
 
@@ -171,4 +180,34 @@ def test_a_spelling_becomes_the_leaf_and_is_equal_in_double(cls):
     assert any(isinstance(each, Experts) for each in result.program.module.modules())
     x = torch.randn(2, 9, WIDTH, dtype=torch.float64)
     for got, wanted in zip(results(result.program.module, x), results(model, x), strict=True):
-        assert float((got - wanted).norm() / wanted.norm()) <= 1e-12
+        assert error(got, wanted) <= 1e-12
+
+
+def without_first(module, args, scores):
+    return scores.index_fill(-1, torch.tensor([0]), float("-inf"))
+
+
+@pytest.mark.parametrize("cls", [WeighedTokens, pytest.param(Capacity, marks=pytest.mark.slow)])
+def test_what_is_lifted_is_pruned_and_given_another_top_k(cls):
+    torch.manual_seed(0)
+    model = cls().double()
+    x = torch.randn(3, 5, WIDTH, dtype=torch.float64)
+    program = capture(model, (x,), dynamic={"x": {0: "batch", 1: "seq"}}, verify=False)
+    pruned = apply(PruneExperts, program, {"experts": [[0]]}).program.module
+    with model.router.register_forward_hook(without_first):
+        wanted = model(x)
+    assert error(pruned(x), wanted) <= 1e-12
+    model.k = 3
+    more = apply(ChangeTopK, program, {"top_k": 3}).program.module
+    assert error(more(x), model(x)) <= 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", [WeighedTokens, Capacity])
+def test_what_is_lifted_is_written(cls, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, WIDTH)
+    program = capture(cls(), (x,), dynamic={"x": {0: "batch", 1: "seq"}}, verify=False)
+    # Emitting reloads each file, at other sizes, and compares.
+    emit(check_pass(Lift, program).program, tmp_path, ["pt2", "python", "onnx"])
+    assert (tmp_path / "model.onnx").exists()
