@@ -31,12 +31,16 @@ def results(module, ids):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_lifted_and_equal_in_double(name):
     model = model_of(name, FAMILIES[name])
-    lifted, decision = lifted_first(program_of(model))
+    program = program_of(model)
+    lifted, decision = lifted_first(program)
     assert len(decision.lifted) == 1
     assert len(decision.declined) == (2 if name == "Inkling" else 0)  # its shared experts: a stack
     ids = torch.randint(2, 40, (3, 9))
-    (got, live), (wanted, expected) = (results(each, ids) for each in (lifted.module, model))
+    (got, live), (wanted, expected) = (results(p.module, ids) for p in (lifted, program))
     assert float((got - wanted).norm() / wanted.norm()) <= 1e-12
+    # Some attentions (Kimi Linear, Bailing) are single precision inside, whatever the model is.
+    original = model(input_ids=ids).logits.detach()
+    assert float((got - original).norm() / original.norm()) <= 1e-6
     assert set(live) == set(expected)
     assert any("gate" in n or "router" in n for n in live)
     whole = sum(float(g.square().sum()) for g in expected.values()) ** 0.5
