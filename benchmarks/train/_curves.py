@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["curves"]
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 640, 376, 56, 16, 44, 50
-_COLOURS = ("#64748b", "#2563eb", "#d97706", "#059669")
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 640, 392, 56, 16, 44, 66
+_COLOURS = ("#64748b", "#2563eb", "#d97706", "#059669", "#9333ea")
 
 Points = Sequence[tuple[int, Sequence[float]]]
 """Steps, and the metric of each seed after them."""
