@@ -130,7 +130,7 @@ class _Branch(nn.Module):
         rows = torch.nonzero(~sure).squeeze(1)
         if torch.compiler.is_exporting():
             # Else this is not run; operators that ask whether there are values need to know.
-            torch._check(rows.shape[0] > 0)
+            cast(Callable[..., None], torch._check)(rows.shape[0] > 0)
         kept = [
             each if dim is None else each.index_select(dim, rows)
             for each, dim in zip(operands, self.dims, strict=True)
