@@ -49,7 +49,7 @@ def test_curves_stay_inside_the_picture() -> None:
         for point in part.split('"')[0].split()
     ]
     assert len(points) == 6
-    assert all(0 <= x <= 640 and 50 <= y <= 332 for x, y in points)
+    assert all(0 <= x <= 640 and 66 <= y <= 348 for x, y in points)
     assert "original" in text
 
 
