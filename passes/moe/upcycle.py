@@ -131,7 +131,7 @@ class Upcycled(BaseModel):
         hidden: Its hidden width.
         activation: Of the hidden values.
         gated: Whether it has a gate.
-        dropout: Probability of a dropout of hidden values that experts do not have.
+        dropout: How likely each hidden value is dropped while training, in experts too.
         parameters: Before and after.
         active: Parameters that a token meets, after.
     """
@@ -174,12 +174,6 @@ class UpcycleDecision(Decision):
             )
         if recipe.experts > recipe.top_k and not recipe.diverse and recipe.copies > 1:
             lines.append("experts start equal; a random router sends them different tokens")
-        dropped = sorted({each.dropout for each in self.layers if each.dropout})
-        if dropped:
-            shown = ", ".join(f"{p:g}" for p in dropped)
-            lines.append(
-                f"experts have no dropout of hidden values, which the layers had ({shown})"
-            )
         return tuple(lines)
 
 

@@ -42,15 +42,18 @@ def shared_of(layer: Matrices, recipe: Recipe) -> Matrices:
     return replace(part, down_bias=layer.down_bias)
 
 
-def experts_of(layer: Matrices, activation: str, recipe: Recipe, seed: int, what: str) -> Experts:
+def experts_of(
+    layer: Matrices, recipe: Recipe, seed: int, what: str, *, activation: str, dropout: float = 0.0
+) -> Experts:
     """Return the experts: copy after copy, each of all routed slices in order.
 
     Args:
         layer: What they are copies of.
-        activation: Of the hidden values.
         recipe: How many, and how much they differ.
         seed: Of the run.
         what: Names the layer; other layers draw other numbers.
+        activation: Of the hidden values.
+        dropout: How likely each of them is dropped while training.
     """
     size = layer.hidden // recipe.slices
     parts = [layer.part(i * size, (i + 1) * size) for i in range(recipe.shared, recipe.slices)]
@@ -69,7 +72,7 @@ def experts_of(layer: Matrices, activation: str, recipe: Recipe, seed: int, what
     assert up is not None, "a layer has values"
     assert down is not None, "and a last matrix"
     others: dict[str, Any] = {**made}
-    return Experts.of(up=up, down=down, activation=activation, **others)
+    return Experts.of(up=up, down=down, activation=activation, dropout=dropout, **others)
 
 
 def router_of(layer: Matrices, recipe: Recipe, seed: int, what: str) -> Tensor:

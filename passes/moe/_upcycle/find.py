@@ -65,7 +65,7 @@ class FeedForward:
         down: The node that multiplies by the last matrix; it names the layer.
         gate: None without a gate.
         activation: A key of `fxcompress.nn.experts.ACTIVATIONS` or `GATES`.
-        dropout: The probability of a dropout of hidden values, which experts do not have.
+        dropout: How likely each hidden value is dropped while training.
     """
 
     path: str

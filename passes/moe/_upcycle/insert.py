@@ -71,7 +71,10 @@ def _insert_call(
         what = layer.nodes[0]
         weight = router_of(dense, recipe, decision.seed, what)
         router = linear_of(weight, None, trainable=trainable)
-        experts = experts_of(dense, layer.activation, recipe, decision.seed, what)
+        experts = experts_of(
+            dense, recipe, decision.seed, what,
+            activation=layer.activation, dropout=layer.dropout,
+        )  # fmt: skip
         experts.requires_grad_(trainable)
     scope = _scope(call, layer.path)
     where: dict[str, Any] = {"before": call.down, "scope": scope}
@@ -89,6 +92,7 @@ def _insert_call(
             call.entry,
             layer.activation,
             gated=layer.gated,
+            dropout=layer.dropout,
             trainable=trainable,
             **where,
         )

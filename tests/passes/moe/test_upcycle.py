@@ -103,6 +103,18 @@ def test_a_mixture_of_copies_is_the_layer_and_so_are_its_gradients(make, options
     torch.testing.assert_close(copies, up[shared * len(up) // slices :], rtol=1e-4, atol=1e-5)
 
 
+def test_experts_drop_hidden_values_as_the_layer_did():
+    layer = nn.Sequential(nn.Linear(WIDTH, 24), nn.GELU(), nn.Dropout(0.25), nn.Linear(24, WIDTH))
+    program = capture(layer.eval(), (torch.randn(2, 6, WIDTH),), dynamic="batch", verify=False)
+    options = {"experts": 6, "top_k": 3, "slices": 4, "shared": 1}
+    result = apply(Upcycle, program, options).program
+    (leaf,) = experts_in(result)
+    assert leaf.dropout == 0.25
+    dropped = [n for n in result.nodes if op_name(n) == "dropout"]
+    assert len(dropped) == 1, "of the shared slice"
+    assert result.verify() is None
+
+
 def test_one_expert_has_exactly_the_weight_one():
     for weights in ("renormalized", "straight_through"):
         seen = []
