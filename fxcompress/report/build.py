@@ -252,9 +252,7 @@ def _histograms(before: Program, after: Program) -> tuple[Histogram, ...]:
     return tuple(_histogram(name, old[name], new[name]) for name in changed if name in largest)
 
 
-_QUANTIZERS: Final = frozenset(
-    {"binarize", "codebook", "fake_quant", "float_quant", "stack_quant"}
-)
+_QUANTIZERS: Final = frozenset({"binarize", "codebook", "fake_quant", "float_quant", "stack_quant"})
 
 
 def _effective(program: Program) -> dict[str, torch.Tensor]:

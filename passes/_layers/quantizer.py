@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QUANTIZERS", "insert_quantizer", "weight_node"]
 
-QUANTIZERS: Final = frozenset(
-    {"binarize", "codebook", "fake_quant", "float_quant", "stack_quant"}
-)
+QUANTIZERS: Final = frozenset({"binarize", "codebook", "fake_quant", "float_quant", "stack_quant"})
 
 
 def weight_node(reader: fx.Node) -> fx.Node | None:
