@@ -10,7 +10,6 @@ Each row is written to results/moe_prune.json when it is done, and what is there
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import statistics
@@ -26,6 +25,7 @@ import torch
 
 import fxcompress as fxc
 from benchmarks._common import RESULTS, machine, read_rows, write_rows
+from benchmarks.moe._command import parsed, spread
 from benchmarks.moe._model import STEPS, batches, next_character, trained
 from benchmarks.quantize._characters import calibration, read_text
 from fxcompress.ir import Program
@@ -139,14 +139,7 @@ def _logits(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the methods that are missing and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.moe.prune", description=__doc__)
-    parser.add_argument("text", nargs="?", type=Path, help="verses, one a line")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps the trained models")
-    parser.add_argument("--seed", type=int, action="append", help="only these seeds")
-    parser.add_argument("--render", action="store_true", help="only write the table again")
-    options = parser.parse_args(arguments)
-    if options.text is None and not options.render:
-        parser.error("name the file of the text")
+    options = parsed("benchmarks.moe.prune", __doc__, arguments)
     torch.set_num_threads(1)
     rows = {row.name: row for row in read_rows(FILE, Row)}
     if not options.render:
@@ -203,16 +196,9 @@ def render(rows: Iterable[Row]) -> str:
         healed = [row.healed for row in found if row.healed is not None]
         lines.append(
             f"| {8 - round(8 * ratio)} of 8 | {method} | {found[0].parameters:,} |"
-            f" {_spread([row.bits for row in found])} | {_spread(more, '+')} | {_spread(healed)} |"
+            f" {spread([row.bits for row in found])} | {spread(more, '+')} | {spread(healed)} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def _spread(values: Sequence[float], sign: str = "") -> str:
-    if not values:
-        return "–"
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.3f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import random
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from typing import Any, Final
 import torch
 
 from benchmarks._common import RESULTS, machine, read_rows, write_rows
+from benchmarks.moe._command import parsed, spread
 from benchmarks.moe._model import STEPS
 from benchmarks.moe.prune import CALIBRATION, JUDGED, SEEDS, Bench
 from fxcompress.analysis import cost
@@ -99,14 +98,7 @@ def _bytes(program: Program) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the formats that are missing and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.moe.quantize", description=__doc__)
-    parser.add_argument("text", nargs="?", type=Path, help="verses, one a line")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps the trained models")
-    parser.add_argument("--seed", type=int, action="append", help="only these seeds")
-    parser.add_argument("--render", action="store_true", help="only write the table again")
-    options = parser.parse_args(arguments)
-    if options.text is None and not options.render:
-        parser.error("name the file of the text")
+    options = parsed("benchmarks.moe.quantize", __doc__, arguments)
     torch.set_num_threads(1)
     rows = {row.name: row for row in read_rows(FILE, Row)}
     if not options.render:
@@ -160,24 +152,17 @@ def render(rows: Iterable[Row]) -> str:
     ]
     if whole:
         size = next(iter(whole.values())).bytes
-        spread = _spread([row.bits for row in whole.values()], "")
-        lines.append(f"| float | {size:,} | 100 % | {spread} bits per character | |")
+        bits = spread([row.bits for row in whole.values()], digits=4)
+        lines.append(f"| float | {size:,} | 100 % | {bits} bits per character | |")
     for name, methods in groups.items():
         found = next(iter(methods.values()))[0]
         share = f"{found.bytes / whole[found.seed].bytes:.0%}".replace("%", " %")
         more = [
-            _spread([r.bits - whole[r.seed].bits for r in methods.get(method, [])])
+            spread([r.bits - whole[r.seed].bits for r in methods.get(method, [])], "+", digits=4)
             for method in METHODS
         ]
         lines.append(f"| {name} | {found.bytes:,} | {share} | {more[0]} | {more[1]} |")
     return "\n".join(lines) + "\n"
-
-
-def _spread(values: Sequence[float], sign: str = "+") -> str:
-    if not values:
-        return "–"
-    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.4f}{deviation}"
 
 
 if __name__ == "__main__":
