@@ -1,9 +1,9 @@
 """A language model of characters that goes on dense, and as experts at equal active compute.
 
-python -m benchmarks.moe.upcycle TEXT [--cache FOLDER] [--only GLOB] [--steps N] [--render]
+python -m benchmarks.moe.upcycle TEXT [--cache FOLDER] [--only GLOB] [--render]
 
-The model and the text are those of `benchmarks.quantize.characters`, whose docstring says where the
-text comes from; with `--cache` the model is trained once. Each row is written to
+The models and the text are those of `benchmarks.quantize.characters`, whose docstring says where
+the text comes from; with `--cache` the models are trained once. Each row is written to
 results/moe_upcycle.json when it is done, and what is there is not run again.
 """
 
@@ -35,18 +35,67 @@ from fxcompress.train.joint import Joining
 from passes.moe._routing import find_mixtures
 from passes.moe._use import measure
 
-__all__ = ["Row", "main", "render"]
+__all__ = ["BASES", "Row", "main", "render"]
 
 FILE: Final = RESULTS / "moe_upcycle.json"
 JUDGED, SEEDS, BATCH, WINDOW = 256, 2, 8, 128
-BALANCE: Final = 0.05
-VARIANTS: Final[Mapping[str, Mapping[str, Any] | None]] = {
-    "dense": None,
-    "8 experts, 1 a token, straight-through": {
-        "experts": 8, "top_k": 1, "weights": "straight_through",
-    },
-    "16 experts of half width, 2 a token": {"experts": 16, "top_k": 2, "slices": 2},
-    "8 experts, 1 a token, probabilities": {"experts": 8, "top_k": 1, "weights": "softmax"},
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to go on: dense, or as experts with options of `moe.upcycle`, and its rate."""
+
+    name: str
+    options: Mapping[str, Any] | None
+    rate: float
+
+
+@dataclass(frozen=True)
+class Base:
+    """A dense model, and how it goes on.
+
+    Attributes:
+        width: Of its hidden states.
+        before: Steps of its training.
+        steps: That it goes on for.
+        balance: Weight of `load_balance`.
+        precision: Of the products of what goes on.
+        variants: What it goes on as.
+        tuned: What was tuned, in words.
+    """
+
+    width: int
+    before: int
+    steps: int
+    balance: float
+    precision: str
+    variants: tuple[Variant, ...]
+    tuned: str
+
+
+_SLICED: Final = {"experts": 16, "top_k": 2, "slices": 2}
+_STRAIGHT: Final = {"experts": 8, "top_k": 1, "weights": "straight_through"}
+_HALVES, _ONE = "16 experts of half width, 2 a token", "8 experts, 1 a token"
+BASES: Final[Mapping[str, Base]] = {
+    "2.4 M": Base(
+        256, 1500, 500, 0.05, "bf16",
+        (
+            Variant("dense", None, 1e-3),
+            Variant(f"{_ONE}, straight-through", _STRAIGHT, 1e-3),
+            Variant(_HALVES, _SLICED, 1e-3),
+        ),
+        "nothing was tuned for any of them",
+    ),
+    "41 k": Base(
+        32, 2000, 1500, 0.02, "float32",
+        (
+            Variant("dense", None, 16e-3),
+            Variant(f"{_ONE}, renormalised", {"experts": 8, "top_k": 1}, 4e-3),
+            Variant(_HALVES, _SLICED, 16e-3),
+        ),
+        "the rate of each is its best of 0.002, 0.004, 0.008 and 0.016 (one expert: not tried) on "
+        "another seed",
+    ),
 }  # fmt: skip
 
 
@@ -55,6 +104,7 @@ class Row:
     """A model that went on training.
 
     Attributes:
+        base: Which model it was.
         variant: What it was made before.
         seed: Of routers, data and order.
         steps: Of 8 windows of 128 characters.
@@ -67,6 +117,7 @@ class Row:
         seconds: CPU seconds of the training, one thread.
     """
 
+    base: str
     variant: str
     seed: int
     steps: int
@@ -80,7 +131,11 @@ class Row:
     @property
     def name(self) -> str:
         """What `--only` calls it."""
-        return f"{self.variant} seed {self.seed}"
+        return _name(self.base, self.variant, self.seed)
+
+
+def _name(base: str, variant: str, seed: int) -> str:
+    return f"{base}: {variant}, seed {seed}"
 
 
 def upcycled(program: Program, options: Mapping[str, Any] | None, seed: int) -> tuple[Program, int]:
@@ -109,24 +164,24 @@ def batches(text: Text, steps: int, seed: int) -> list[tuple[Mapping[str, Tensor
     return found
 
 
-def run(variant: str, seed: int, steps: int, program: Program, text: Text) -> Row:
-    """Train a variant and judge it."""
-    options = VARIANTS[variant]
+def run(name: str, variant: Variant, seed: int, program: Program, text: Text) -> Row:
+    """Train a variant of a base and judge it."""
+    base, options = BASES[name], variant.options
     judged = text.windows(held_out=True, count=JUDGED)
     made, active = upcycled(program, options, seed)
     losses: list[dict[str, Any]] = [{"use": "next_token"}]
     if options is not None:
-        balance = {"use": "load_balance", "weight": BALANCE, "top_k": options["top_k"]}
+        balance = {"use": "load_balance", "weight": base.balance, "top_k": options["top_k"]}
         losses += [balance, {"use": "router_z", "weight": 0.001}]
     config = FitConfig.model_validate(
         {
             "epochs": 1,
             "losses": losses,
-            "precision": "bf16",
+            "precision": base.precision,
             "clip_norm": 1.0,
             "optimizer": {
                 "use": "AdamW",
-                "lr": 1e-3,
+                "lr": variant.rate,
                 "weight_decay": 0.1,
                 "betas": [0.9, 0.95],
                 "fused": True,
@@ -138,13 +193,14 @@ def run(variant: str, seed: int, steps: int, program: Program, text: Text) -> Ro
     joining = None if options is None else Joining(replace(made, module=module))
     before = bits_per_character(module.eval(), judged)
     start = time.process_time()
-    fit(module, config, batches(text, steps, seed), seed=seed, joining=joining)
+    fit(module, config, batches(text, base.steps, seed), seed=seed, joining=joining)
     seconds = time.process_time() - start
     after = bits_per_character(module.eval(), judged)
     return Row(
-        variant=variant,
+        base=name,
+        variant=variant.name,
         seed=seed,
-        steps=steps,
+        steps=base.steps,
         before=before,
         after=after,
         parameters=sum(p.numel() for p in module.parameters()),
@@ -179,63 +235,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, rows: dict[str, Row], cache: Path) -> None:
     text = read_text(options.text)
-    model, _ = trained(text, cache)
     example = torch.zeros(2, WINDOW, dtype=torch.int64)
-    program = fxc.capture(model, kwargs={"input_ids": example}, dynamic="batch")
-    for seed in range(SEEDS):
-        for variant in VARIANTS:
-            name = f"{variant} seed {seed}"
-            if name in rows or not any(fnmatch.fnmatch(name, p) for p in options.only or ["*"]):
-                continue
-            row = run(variant, seed, options.steps, program, text)
-            rows[name] = row
+    for key, base in BASES.items():
+        todo = [
+            (seed, variant)
+            for seed in range(SEEDS)
+            for variant in base.variants
+            if (name := _name(key, variant.name, seed)) not in rows
+            and any(fnmatch.fnmatch(name, glob) for glob in options.only or ["*"])
+        ]
+        if not todo:
+            continue
+        model, _ = trained(text, cache, width=base.width, steps=base.before)
+        program = fxc.capture(model, kwargs={"input_ids": example}, dynamic="batch")
+        for seed, variant in todo:
+            row = run(key, variant, seed, program, text)
+            rows[row.name] = row
             write_rows(FILE, rows.values())
-            print(f"{name}: {row.before:.4f} → {row.after:.4f}, {row.seconds} s", flush=True)
+            print(f"{row.name}: {row.before:.4f} → {row.after:.4f}, {row.seconds} s", flush=True)
 
 
 def render(rows: Iterable[Row]) -> str:
-    """Return the page: means over seeds, then each seed's end."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.variant, []).append(row)
-    steps = sorted({row.steps for group in found.values() for row in group})
+    """Return the page: of each base, means over seeds, then each seed's end."""
     lines = [
         "# Upcycling a language model of characters",
         "",
         f"`python -m benchmarks.moe.upcycle TEXT` on {machine()}.",
         "",
-        "A causal transformer of 2.4 million parameters (3 layers of width 256), trained for 1,500"
-        f" steps on the King James Bible, goes on for {' or '.join(f'{n:,}' for n in steps)} steps"
-        f" of {BATCH} windows of {WINDOW} characters: as it is, or with all its feed-forward layers"
-        " upcycled. All meet as many weights a token as the dense model, but for routers. The same"
-        " data in the same order for a seed, one recipe for all (AdamW, 1e-3 along a cosine,"
-        f" bfloat16 products), `load_balance` of {BALANCE:g} and `router_z` of 0.001 for experts;"
-        " nothing was tuned for any of them. Bits per character on"
+        "Causal transformers of 3 layers, trained on the King James Bible, go on for steps of"
+        f" {BATCH} windows of {WINDOW} characters: as they are, or with all their feed-forward"
+        " layers upcycled. All meet as many weights a token as the dense model, but for routers."
+        " The same data in the same order for a seed, one recipe (AdamW along a cosine), and"
+        " `load_balance` and `router_z` (0.001) for experts. Bits per character on"
         f" {JUDGED} windows of pieces that were held out. Busiest: the largest share of a layer's"
         " choices that one expert has at the end. Seconds are CPU seconds of one thread.",
+    ]
+    every = list(rows)
+    for key, base in BASES.items():
+        lines += _section(key, base, [row for row in every if row.base == key])
+    return "\n".join(lines) + "\n"
+
+
+def _section(key: str, base: Base, rows: Sequence[Row]) -> list[str]:
+    lines = [
         "",
-        "| model | parameters | active | at the start | at the end | by seed | busiest | s |",
-        "|:--|--:|--:|--:|--:|:--|--:|--:|",
+        f"## {key} parameters",
+        "",
+        f"Width {base.width}, {base.before:,} steps before and {base.steps:,} after,"
+        f" `load_balance` of {base.balance:g}; {base.tuned}.",
+        "",
+        "| model | rate | parameters | active | start | end | by seed | busiest | s |",
+        "|:--|--:|--:|--:|--:|--:|:--|--:|--:|",
     ]
-    missing = [
-        f"{variant} seed {seed}"
-        for seed in range(SEEDS)
-        for variant in VARIANTS
-        if seed not in [row.seed for row in found.get(variant, [])]
-    ]
-    for variant, group in sorted(found.items(), key=lambda each: list(VARIANTS).index(each[0])):
-        first = group[0]
-        each = ", ".join(f"{row.after:.4f}" for row in sorted(group, key=lambda row: row.seed))
-        busiest = [row.busiest for row in group if row.busiest is not None]
-        lines.append(
-            f"| {variant} | {first.parameters / 1e6:.2f} M | {first.active / 1e6:.2f} M |"
-            f" {mean(row.before for row in group):.4f} | {mean(row.after for row in group):.4f} |"
-            f" {each} | {f'{max(busiest):.0%}' if busiest else '–'} |"
-            f" {mean(row.seconds for row in group):.0f} |"
-        )
+    missing: list[str] = []
+    for variant in base.variants:
+        group = sorted((r for r in rows if r.variant == variant.name), key=lambda row: row.seed)
+        done = [row.seed for row in group]
+        missing += [f"{variant.name}, seed {n}" for n in range(SEEDS) if n not in done]
+        if group:
+            lines.append(_line(variant, group))
     if missing:
         lines += ["", f"Not run yet: {'; '.join(missing)}. A comparison needs all of a seed."]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def _line(variant: Variant, group: Sequence[Row]) -> str:
+    first = group[0]
+    each = ", ".join(f"{row.after:.4f}" for row in group)
+    busiest = [row.busiest for row in group if row.busiest is not None]
+    return (
+        f"| {variant.name} | {variant.rate:g} | {_count(first.parameters)} |"
+        f" {_count(first.active)} | {mean(row.before for row in group):.4f} |"
+        f" {mean(row.after for row in group):.4f} | {each} |"
+        f" {f'{max(busiest):.0%}' if busiest else '–'} | {mean(row.seconds for row in group):.0f} |"
+    )
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.2f} M" if number >= 1e6 else f"{number / 1e3:.0f} k"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -245,7 +322,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps the trained model")
     parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="names of rows")
-    parser.add_argument("--steps", type=int, default=500, help="of training")
     parser.add_argument("--render", action="store_true", help="only write the table again")
     return parser
 

@@ -27,14 +27,14 @@ _PIECE, _OF = 8192, 20
 
 
 class _Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(_WIDTH)
-        self.qkv = nn.Linear(_WIDTH, 3 * _WIDTH, bias=False)
-        self.out = nn.Linear(_WIDTH, _WIDTH, bias=False)
-        self.mlp_norm = nn.LayerNorm(_WIDTH)
-        self.up = nn.Linear(_WIDTH, 4 * _WIDTH, bias=False)
-        self.down = nn.Linear(4 * _WIDTH, _WIDTH, bias=False)
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor, turns: Tensor) -> Tensor:
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, _HEADS, -1))
@@ -53,22 +53,23 @@ def _turned(x: Tensor, turns: Tensor) -> Tensor:
 
 
 class Characters(nn.Module):
-    """A causal transformer with rotary positions, 2.4 M parameters.
+    """A causal transformer with rotary positions, 2.4 M parameters at a width of 256.
 
     Args:
         count: Different characters.
+        width: Of the hidden states.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, width: int = _WIDTH) -> None:
         super().__init__()
-        self.characters = nn.Embedding(count, _WIDTH)
+        self.characters = nn.Embedding(count, width)
         nn.init.normal_(self.characters.weight, std=0.02)
-        half = _WIDTH // _HEADS // 2
+        half = width // _HEADS // 2
         angles = torch.arange(WINDOW)[:, None] * 10_000 ** (-torch.arange(half) / half)
         self.register_buffer("turns", torch.stack([angles.cos(), angles.sin()]), persistent=False)
-        self.blocks = nn.ModuleList(_Block() for _ in range(_LAYERS))
-        self.norm = nn.LayerNorm(_WIDTH)
-        self.lm_head = nn.Linear(_WIDTH, count)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(_LAYERS))
+        self.norm = nn.LayerNorm(width)
+        self.lm_head = nn.Linear(width, count)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return logits `[batch, window, characters]` of what follows each of `[batch, window]`."""
@@ -116,32 +117,34 @@ def read_text(path: Path) -> Text:
     return Text(characters, training, pieces[::_OF], digest)
 
 
-def trained(text: Text, cache: Path) -> tuple[Characters, float]:
+def trained(
+    text: Text, cache: Path, *, width: int = _WIDTH, steps: int = _STEPS
+) -> tuple[Characters, float]:
     """Return the model and the CPU seconds that training took; what `cache` holds is read.
 
     The seed is fixed. Products are in bfloat16, so that other processors train another model.
     """
-    file = cache / f"characters-{text.digest[:12]}-{_STEPS}.pt"
+    file = cache / f"characters-{text.digest[:12]}-{width}-{steps}.pt"
     torch.manual_seed(0)
-    model = Characters(len(text.characters))
+    model = Characters(len(text.characters), width)
     if file.exists():
         held = torch.load(file, weights_only=True)
         model.load_state_dict(held["state"])
         return model.eval(), held["seconds"]
     start = time.process_time()
-    _train(model, text)
+    _train(model, text, steps)
     seconds = time.process_time() - start
     cache.mkdir(parents=True, exist_ok=True)
     torch.save({"state": model.state_dict(), "seconds": seconds}, file)
     return model.eval(), seconds
 
 
-def _train(model: Characters, text: Text) -> None:
+def _train(model: Characters, text: Text, steps: int) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=_RATE, betas=(0.9, 0.95), weight_decay=_DECAY, fused=True
     )
-    for step, batch in enumerate(_batches(text)):
-        warm, done = (step + 1) / _WARM_UP, step / _STEPS
+    for step, batch in enumerate(_batches(text, steps)):
+        warm, done = (step + 1) / _WARM_UP, step / steps
         for group in optimizer.param_groups:
             group["lr"] = _RATE * min(warm, 0.5 * (1 + math.cos(math.pi * done)))
         with torch.autocast("cpu", torch.bfloat16):
@@ -154,10 +157,10 @@ def _train(model: Characters, text: Text) -> None:
             print(f"step {step}: {loss.item() / math.log(2):.3f} bits per character", flush=True)
 
 
-def _batches(text: Text) -> Iterator[Tensor]:
+def _batches(text: Text, steps: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
     pieces = torch.stack(text.training)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         which = torch.randint(len(pieces), (_BATCH,), generator=generator)
         start = torch.randint(_PIECE - WINDOW, (_BATCH, 1), generator=generator)
         yield pieces[which].gather(1, start + torch.arange(WINDOW + 1))

@@ -1,17 +1,23 @@
-"""The table of upcycling: means over seeds, and what is missing is said."""
+"""The table of upcycling: means over seeds of each base, and what is missing is said."""
 
-from benchmarks.moe.upcycle import VARIANTS, Row, render
+from benchmarks.moe.upcycle import BASES, Row, render
+
+LARGE, SMALL = BASES
 
 
 def row(variant, seed, after, busiest=None):
-    return Row(variant, seed, 500, 1.75, after, 2_400_000, 2_400_000, busiest, 60.0)
+    return Row(LARGE, variant, seed, 500, 1.75, after, 2_400_000, 2_400_000, busiest, 60.0)
 
 
 def test_seeds_are_averaged_and_missing_rows_are_named():
-    other = list(VARIANTS)[1]
+    other = BASES[LARGE].variants[1].name
     page = render([row("dense", 1, 1.70), row("dense", 0, 1.72), row(other, 0, 1.71, 0.3)])
-    dense, experts = (line for line in page.splitlines() if line.startswith(("| dense", "| 8")))
+    large, _, small = page.partition(f"## {SMALL} parameters")
+    dense, experts = (line for line in large.splitlines() if line.startswith(("| dense", "| 8")))
     assert "| 1.7100 | 1.7200, 1.7000 | – |" in dense
     assert "| 1.7100 | 1.7100 | 30% |" in experts
-    assert f"{other} seed 1" in page.splitlines()[-1]
-    assert "dense seed" not in page.splitlines()[-1]
+    assert "| 2.40 M | 2.40 M |" in dense
+    missing = large.strip().splitlines()[-1]
+    assert f"{other}, seed 1" in missing
+    assert "dense, seed" not in missing
+    assert "dense, seed 0; dense, seed 1" in small
