@@ -172,6 +172,6 @@ def _gradients_differ(
     ]
     if any((ours is None) != (other is None) for ours, other in both):
         return float("inf")
-    pairs = [(ours, other) for ours, other in both if ours is not None and other is not None]
+    pairs = [(a, b) for a, b in both if a is not None and b is not None and a.numel()]
     largest = max((gradient.abs().max().item() for gradient, _ in pairs), default=0.0) or 1.0
     return max((float((a - b).abs().max().item()) / largest for a, b in pairs), default=0.0)
